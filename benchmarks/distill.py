@@ -28,7 +28,7 @@ from PIL import Image
 from mmkd.base.process import keep_freed_memory
 from mmkd.benchmarks.result import Row, main
 from mmkd.distill.batch import Batch
-from mmkd.distill.config import RunConfig, StudentConfig
+from mmkd.distill.config import RunConfig
 from mmkd.distill.prepare import Run, prepare
 from mmkd.distill.student import Towers, build_student
 from mmkd.distill.world import World
@@ -44,14 +44,6 @@ STUDENT = {
     "embed_dim": 256,
     "vision_cfg": {"image_size": 64, "layers": 4, "width": 192, "head_width": 64, "patch_size": 8},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 3},
-}
-CONVOLUTIONS = STUDENT | {
-    "vision_cfg": {
-        "timm_model_name": "tf_efficientnet_lite0",
-        "timm_pool": "avg",
-        "timm_proj": "linear",
-        "image_size": 224,
-    }
 }
 # Random features all the same: nothing here looks at values.
 SIZES = {"x 1": 1_000, "x 10": 10_000, "x 100": 100_000}
@@ -92,17 +84,17 @@ def prepared(store: Path, name: str, device: torch.device, **changes: Any) -> Ru
     return prepare(config, World(device))
 
 
-def towers(architecture: dict[str, Any]) -> Towers:
-    """A student of this architecture."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "student.json"
-        path.write_text(json.dumps(architecture))
-        return Towers(build_student(StudentConfig(model=str(path))))
-
-
 def online(device: torch.device) -> Callable[[Batch], None]:
     """Nine teachers of the student's size, as `open_clip` would run them beside the training."""
-    teachers = [towers(STUDENT).eval().to(device) for _ in range(TEACHERS)]
+    from mmkd.distill.config import StudentConfig
+
+    def made(folder: str) -> Towers:
+        path = Path(folder) / "student.json"
+        path.write_text(json.dumps(STUDENT))
+        return Towers(build_student(StudentConfig(model=str(path)))).eval().to(device)
+
+    with tempfile.TemporaryDirectory() as folder:
+        teachers = [made(folder) for _ in range(TEACHERS)]
 
     @torch.no_grad()
     def ask(batch: Batch) -> None:
@@ -219,35 +211,8 @@ def on_ready_tensors(root: Path, device: torch.device) -> list[Row]:
         row(step, "teachers online, each of the student's size", base, found["online"]),
         row(step, "no teacher (stage 1)", base, found["none"]),
         row(f"{step}, bank of 1,024 rows", "the same without a bank", found["bank"], base),
-        row(
-            "text in groups of like length, captions of 5 to 42 tokens",
-            "padded to 77",
-            lengths["cut"] / 16,
-            lengths["padded"] / 16,
-            "<= 0.82",
-        ),
+        row("text in groups of like length", "padded to 77", lengths["cut"] / 16, lengths["padded"] / 16),
     ]
-
-
-def memory_formats(device: torch.device) -> list[Row]:
-    """The image tower of a convolutional student as the trainer runs it, forward and backward, on all cores."""
-    ours, plain = (towers(CONVOLUTIONS).train().to(device) for _ in range(2))
-    assert ours.channels_last
-    plain.channels_last = False
-    plain.student.visual.to(memory_format=torch.contiguous_format)
-    images = torch.randint(0, 256, (64, 3, 224, 224), dtype=torch.uint8, device=device)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    found = medians(
-        {
-            "ours": lambda: torch.autograd.backward(ours.encode_images(images).sum()),
-            "plain": lambda: torch.autograd.backward(plain.encode_images(images).sum()),
-        },
-        device,
-    )
-    torch.set_num_threads(threads)
-    what = "EfficientNet-Lite0, 64 images, forward and backward, all cores"
-    return [row(what, "contiguous weights", found["ours"], found["plain"])]
 
 
 def peak_of_steps(root: Path, told: Any) -> None:
@@ -297,7 +262,7 @@ def measure(full: bool) -> list[Row]:
         folder = Path(name)
         make_store(folder / "steps" / "store", 4_096, TEACHERS, DIM)
         store = folder / "steps" / "store"
-        rows = data_wait(store, device) + on_ready_tensors(store, device) + memory_formats(device)
+        rows = data_wait(store, device) + on_ready_tensors(store, device)
         return rows + (memory(folder) if Path("/proc/self/status").is_file() else [])
 
 

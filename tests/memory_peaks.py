@@ -72,29 +72,4 @@ def kept_by_pairs(root: Path) -> tuple[float, int]:
 
 def private_bytes() -> int:
     """Private memory of this process, mapped files apart."""
-    return resident_bytes("RssAnon")
-
-
-def losses_peak(teachers: int, rows: int, width: int) -> int:
-    """By how many bytes the resident memory of this process grew at most in a pass of all terms and back."""
-    import torch
-
-    from mmkd.distill.losses import PairFeatures, Similarities, cross_loss, relational_loss, task_loss, unit
-
-    image, text = (torch.randn(rows, width, requires_grad=True) for _ in range(2))
-    theirs = [unit(torch.randn(teachers, rows, width)) for _ in range(2)]
-    group = torch.stack([torch.arange(rows)] * 2, dim=1)
-    before = resident_bytes("VmRSS")
-    own = PairFeatures(unit(image), unit(text), group)
-    teacher = PairFeatures(theirs[0], theirs[1], group, torch.ones(teachers, rows, dtype=torch.bool))
-    mapped = PairFeatures(own.image.expand_as(theirs[0]), own.text.expand_as(theirs[1]), group)
-    scale = torch.tensor(10.0, requires_grad=True)
-    sides = Similarities(own, own, scale), Similarities(teacher, teacher, torch.tensor(10.0))
-    terms = task_loss(own, own, scale), cross_loss(mapped, teacher, scale), relational_loss(*sides)
-    torch.stack([term.mean() for term in terms]).sum().backward()
-    return resident_bytes("VmHWM") - before
-
-
-def resident_bytes(name: str) -> int:
-    """A line of this process' status."""
-    return int(Path("/proc/self/status").read_text().partition(f"{name}:")[2].split()[0]) * 1024
+    return int(Path("/proc/self/status").read_text().partition("RssAnon:")[2].split()[0]) * 1024

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -23,15 +23,6 @@ from mmkd.store import Preprocessing
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 OPEN_CLIP = ("shortest", "longest", "squash")
 MODES = (*OPEN_CLIP, "hf_shortest", "hf_squash", "pad_square")
-
-
-@pytest.fixture(params=["numba", "pillow"])
-def _by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiled loops, then without them."""
-    if request.param == "pillow":
-        monkeypatch.setattr(resampling, "compiled_kernels", lambda: None)
-    elif resampling.compiled_kernels() is None:
-        pytest.skip("needs numba and x86")
 
 
 def random_picture(rng: np.random.Generator, width: int, height: int, mode: str) -> Image.Image:
@@ -104,8 +95,7 @@ def compare(picture: Image.Image, wanted: list[Geometry]) -> None:
         assert np.array_equal(found[geometry], expected), (picture.size, picture.mode, geometry)
 
 
-@pytest.mark.usefixtures("_by")
-@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120)
 @given(
     st.integers(1, 250), st.integers(1, 250), st.sampled_from(["RGB", "L"]), st.integers(0, 255),
     st.sampled_from([(64, 64), (33, 33), (48, 80), (70, 21)]),
@@ -114,19 +104,6 @@ def test_every_mode_is_its_reference(width: int, height: int, mode: str, seed: i
     rng = np.random.default_rng(seed)
     some = rng.choice(np.array(geometries(size, fill=seed), dtype=object), 4, replace=False)
     compare(random_picture(rng, width, height, mode), list(some))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3000)
-@pytest.mark.usefixtures("_by")
-def test_ten_thousand_pictures() -> None:
-    rng = np.random.default_rng(2026)
-    choices = [geometry for side in (224, 336) for geometry in geometries((side, side), fill=124)]
-    for _ in range(10_000):
-        # Of all sizes, small ones more often: what is odd is odd there.
-        width, height = (int(np.exp(rng.uniform(0, np.log(1201)))) for _ in range(2))
-        wanted = [choices[index] for index in rng.choice(len(choices), 3, replace=False)]
-        compare(random_picture(rng, width, height, ("RGB", "L")[rng.integers(2)]), wanted)
 
 
 def ours(preprocessing: Preprocessing, picture: Image.Image) -> torch.Tensor:
@@ -148,7 +125,6 @@ def test_normalized_pixels_are_those_of_the_libraries(size: tuple[int, int]) -> 
         assert torch.equal(found, transform(picture))
 
 
-@pytest.mark.usefixtures("_by")
 def test_open_clip_and_transformers_crop_differently() -> None:
     # A margin of three pixels: torchvision rounds 1.5 to 2, transformers to 1.
     picture = random_picture(np.random.default_rng(1), 64, 67, "RGB")
