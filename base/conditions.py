@@ -106,7 +106,7 @@ class _Parser:
         kind, sign = self.peek()
         if kind == "sign" and sign in _COMPARE:
             self.place += 1
-            return _COMPARE[sign](field, self.literal(column))
+            return _compared(_COMPARE[sign], field, self.literal(column))
         if self.accept("is"):
             negative = self.accept("not")
             self.expect("null")
@@ -123,11 +123,11 @@ class _Parser:
                 values.append(self.literal(column))
             self.expect(")")
             # Not `isin`: it casts 7.5 to the column's integers, and takes a missing value for "not in the list".
-            return reduce(operator.or_, (field == value for value in values))
+            return reduce(operator.or_, (_compared(operator.eq, field, value) for value in values))
         if self.accept("between"):
             low = self.literal(column)
             self.expect("and")
-            return (field >= low) & (field <= self.literal(column))
+            return _compared(operator.ge, field, low) & _compared(operator.le, field, self.literal(column))
         if self.accept("like"):
             if not pa.types.is_string(column.type):
                 raise ConfigError(f"condition: `like` needs text, column {column.name!r} holds {column.type}")
@@ -169,3 +169,8 @@ class _Parser:
         kind, content = self.peek()
         found = "it ends" if kind == "end" else f"{content!r} stands"
         return ConfigError(f"condition {self.text[:200]!r}: {found} where {expected} was expected")
+
+
+def _compared(compare: Callable[[Any, Any], pc.Expression], field: pc.Expression, value: str | float) -> pc.Expression:
+    # Arrow would turn 32-bit integers into 32-bit floats for it, and fail on those beyond 2^24.
+    return compare(field.cast(pa.float64(), safe=False) if isinstance(value, float) else field, value)

@@ -11,7 +11,7 @@ import secrets
 import socket
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -53,8 +53,16 @@ def write_atomically(path: StorePath, data: bytes | memoryview) -> None:
     if isinstance(path, RemotePath):
         path.write_bytes(data)
         return
+    write_parts_atomically(path, (data,))
+
+
+def write_parts_atomically(path: StorePath, parts: Iterable[bytes | memoryview]) -> None:
+    """Write `parts` one after the other as `write_atomically` does; on a disk one of them is in memory at a time."""
+    if isinstance(path, RemotePath):
+        path.write_bytes(b"".join(parts))
+        return
     target = regular_target(path)
-    with _finished_beside(target, data) as temporary:
+    with _finished_beside(target, parts) as temporary:
         temporary.replace(target)
 
 
@@ -64,7 +72,7 @@ def create_atomically(path: StorePath, data: bytes | memoryview) -> bool:
     if isinstance(path, RemotePath):
         return path.create(data)
     path = regular_target(path)
-    with _finished_beside(path, data) as temporary:
+    with _finished_beside(path, (data,)) as temporary:
         try:
             os.link(temporary, path)
         except FileExistsError:
@@ -76,7 +84,7 @@ def create_atomically(path: StorePath, data: bytes | memoryview) -> bool:
 
 
 @contextmanager
-def _finished_beside(path: Path, data: bytes | memoryview) -> Iterator[Path]:
+def _finished_beside(path: Path, parts: Iterable[bytes | memoryview]) -> Iterator[Path]:
     # A unique name per attempt: two processes may redo the same shard at once.
     writer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     temporary = path.with_name(f".{path.name}.{writer}{TEMPORARY_SUFFIX}")
@@ -85,7 +93,7 @@ def _finished_beside(path: Path, data: bytes | memoryview) -> Iterator[Path]:
         try:
             with temporary.open("wb") as file:
                 _claim(file)
-                file.write(data)
+                file.writelines(parts)
                 file.flush()
                 os.fsync(file.fileno())
                 yield temporary

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 
 from mmkd.store import Preprocessing, TeacherCard
-from mmkd.store.encoding import teacher_arrays
 from mmkd.store.ledger import LedgerEntry, write_entry
 from mmkd.store.record import CorpusRecord, StoreRecord
 from mmkd.store.samples import read_part, sample_schema
@@ -81,7 +80,7 @@ def make_linked_store(root: Path, rows: int, teachers: int, dim: int) -> StoreRe
 
 
 def _link(root: Path, card: TeacherCard, shard: int) -> None:
-    for array in teacher_arrays(card.encoding, card.dim):
-        place = root / array.chunk(card.slug, shard)
+    for array in card.arrays:
+        place = root / array.loose(card.slug, shard)
         place.parent.mkdir(parents=True, exist_ok=True)
-        os.link(root / array.chunk(card.slug, 0), place)
+        os.link(root / array.loose(card.slug, 0), place)

@@ -60,7 +60,8 @@ def record_of(rows: int) -> StoreRecord:
     """A store's record, as it goes with each task."""
     corpus = CorpusRecord(kind="webdataset", location="/data/biomedica/*.tar", root="/data", rows=rows, digest="0" * 64)
     return StoreRecord(
-        format=1, rows=rows, rows_per_shard=rows_per_shard(rows), corpus=corpus, created="2026-01-01T00:00:00+00:00",
+        format=2, rows=rows, rows_per_shard=rows_per_shard(rows), shards_per_pack=32, corpus=corpus,
+        created="2026-01-01T00:00:00+00:00",
         versions=dict.fromkeys(("mmkd", "zarr", "numpy", "pyarrow"), "1.0.0"),
     )  # fmt: skip
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from mmkd.benchmarks.result import Row, main
 from mmkd.benchmarks.where import peers_python
-from mmkd.store.layout import MAX_ROWS_PER_SHARD, shard_count
+from mmkd.store.layout import FOLDED_SHARDS, MAX_ROWS_PER_SHARD, SHARDS_PER_PACK, shard_count
 
 RACE = Path(__file__).parent / "peers" / "race.py"
 MEMORY, OURS, ORIGINAL = "arrays in memory", "mmkd", "per-sample .pt (the original)"
@@ -102,8 +102,9 @@ def room(found: Found) -> Iterator[Row]:
     here = of_case(found, "size")
     million = 1_000_000
     shards = shard_count(million, MAX_ROWS_PER_SHARD)
-    # For each shard its rows and, for each teacher, three chunks and a ledger entry; documents beside them.
-    files = shards * (1 + 4 * TEACHERS) + 2 + 4 * TEACHERS
+    # Each shard's rows, each teacher's three packs, the folded ledger entries; documents beside them.
+    packs = shard_count(shards, SHARDS_PER_PACK)
+    files = shards + 3 * TEACHERS * packs + shard_count(shards, FOLDED_SHARDS) + 2 + 4 * TEACHERS
     ours = here[OURS]["bytes"] / here[OURS]["rows"] * million / 1e9
     for name, other in here.items():
         if name == OURS:

@@ -287,7 +287,7 @@ def teacher_checks() -> Iterator[Check]:
             found = "not in the cache"
             step = f"fetched when it is first used, or: hf download {kind}{repository.removeprefix('datasets/')}"
         status: Status = "ok" if held else "note"
-        yield Check("teachers", teacher.slug, status, f"{found}; licence {teacher.licence}", step)
+        yield Check("teachers", teacher.slug, status, f"{found}; license {teacher.license}", step)
 
 
 def cached_bytes(repository: str) -> int:

@@ -239,6 +239,93 @@ def leakage(suite: Path, training: StorePath | None, hashes: Path | None, as_jso
     click.echo(report.json() if as_json else report.text())
 
 
+@evaluate.command()
+@SUITE
+@click.option(
+    "--biology", required=True, metavar="LABEL", help="Column that features should follow, such as the label."
+)
+@click.option("--confounder", required=True, metavar="COLUMN", help="Column that they should not: hospital, scanner.")
+@click.option("--dataset", help="Data set of the suite.  [default: all with both columns]")
+@click.option("--k", type=click.IntRange(min=1), help="Neighbors.  [default: median of the models' best]")
+@click.option("--jobs", type=click.IntRange(min=1), help="Models at once.  [default: one per core]")
+@OUT
+@JSON
+def trust(suite: Path, biology: str, confounder: str, out: Path | None, as_json: bool, **options: Any) -> None:
+    """Measure whether features follow biology or a confounder such as the hospital; one page per model.
+
+    \b
+    mmkd evaluate trust suite.yaml --biology diagnosis --confounder hospital
+    """
+    from mmkd.base.process import usable_cores
+    from mmkd.evaluate.robustness import TrustSettings
+    from mmkd.evaluate.suite import load_suite
+    from mmkd.evaluate.trust import measure_trust
+    from mmkd.evaluate.trust_page import write_trust
+
+    jobs, settings = options["jobs"] or usable_cores(), TrustSettings(k=options["k"])
+    loaded, folder = load_suite(suite), (out or _default(suite)) / "trust"
+    reports = measure_trust(loaded, biology, confounder, settings, dataset=options["dataset"], jobs=jobs)
+    for report in reports:
+        pages = write_trust(folder, report)
+        click.echo(report.as_json() if as_json else report.text())
+        click.echo(f"wrote {len(pages) - 1} pages and {pages[0]}", err=True)
+
+
+@evaluate.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("folders", type=click.Path(exists=True, file_okay=False, path_type=Path), nargs=-1, required=True)
+@click.option("--suite", help="Name of the suite, where a folder has results of several.")
+def merge(out: Path, folders: tuple[Path, ...], suite: str | None) -> None:
+    """Merge results of one suite in FOLDERS, such as those of several labs, into the new folder OUT.
+
+    \b
+    mmkd evaluate merge all-labs results-berlin results-lyon
+    mmkd evaluate leaderboard suite.yaml page.html --out all-labs
+    """
+    from mmkd.evaluate.merge import merge_results
+
+    click.echo(str(merge_results(out, folders, suite)))
+
+
+@evaluate.command()
+@SUITE
+@FILE
+@OUT
+def leaderboard(suite: Path, file: Path, out: Path | None) -> None:
+    """Write all models on all tasks of SUITE, and what `trust` measured, as one page that opens offline.
+
+    \b
+    mmkd evaluate leaderboard suite.yaml leaderboard.html
+    """
+    from mmkd.evaluate.leaderboard import write_leaderboard
+
+    write_leaderboard(_results(suite, out), file)
+    click.echo(f"wrote {file}")
+
+
+@evaluate.command()
+@SUITE
+@click.argument("text", metavar="CLAIM")
+@click.option("--metric", help="Metric.  [default: the task's primary one]")
+@click.option(
+    "--comparisons", type=click.IntRange(min=1), default=1, show_default=True,
+    help="Claims that are considered together; intervals are widened for them.",
+)  # fmt: skip
+@OUT
+@JSON
+def claim(suite: Path, text: str, metric: str | None, comparisons: int, out: Path | None, as_json: bool) -> None:
+    """Judge CLAIM, `MODEL beats MODEL on TASK`: yes, no or cannot tell, with the numbers.
+
+    \b
+    mmkd evaluate claim suite.yaml "student beats biomedclip on zero_shot"
+    mmkd evaluate claim suite.yaml "student beats all on retrieval/i2t" --comparisons 4
+    """
+    from mmkd.evaluate.claim import judge
+
+    found = judge(_results(suite, out), text, metric, comparisons)
+    click.echo(found.json() if as_json else str(found))
+
+
 def _default(suite: Path) -> Path:
     return suite.with_name(f"{suite.stem}-results")
 

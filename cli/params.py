@@ -41,9 +41,22 @@ def _sample_size(text: str) -> int | None:
     return int(text)
 
 
+def _loss_kinds(text: str) -> tuple[str, ...]:
+    """Return comma-separated kinds of loss. Raises ConfigError for an unknown one."""
+    from mmkd.store.convert.losses import KINDS
+
+    kinds = names(text) if text else ()
+    if unknown := [kind for kind in kinds if kind not in (*KINDS, "all")]:
+        raise ConfigError(f"--allow-loss {unknown[0]!r} is none of {', '.join(KINDS)}, nor `all`")
+    return kinds
+
+
 STORE_PATH = click.argument("path", metavar="STORE", type=STORE)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 TEACHERS = click.option("--teachers", type=names, metavar="NAMES", help="Comma-separated names.  [default: all]")
+ALLOW_LOSS = click.option(
+    "--allow-loss", type=_loss_kinds, default="", metavar="KINDS|all", help="What may be lost, as the refusal names it."
+)
 SAMPLE = partial(
     click.option, "--sample", type=_sample_size, metavar="ROWS|all", show_default=True, help="Rows to draw."
 )

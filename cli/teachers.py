@@ -42,7 +42,7 @@ def list_teachers(as_json: bool) -> None:
     rows: list[tuple[str, ...]] = [("name", "image tower", "text tower", "width", "license", "source")]
     for teacher in (*the_nine(), *variants()):
         name = f"{teacher.slug} *" if teacher.inferred else teacher.slug
-        terms = teacher.licence.partition(" (")[0]
+        terms = teacher.license.partition(" (")[0]
         rows.append((name, teacher.image_tower, teacher.text_tower, str(teacher.dim), terms, teacher.source))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -171,7 +171,7 @@ def _facts(teacher: PublishedTeacher) -> str:
         f"pixels        {teacher.pixels}",
         f"files         {', '.join(teacher.files)}",
         f"sha256        {teacher.weights_sha256 or 'none published that we know of'}",
-        f"license       {teacher.licence}",
+        f"license       {teacher.license}",
         f"paper         {teacher.paper}",
         *(f"open          {question}" for question in teacher.open_questions),
     ]
@@ -179,16 +179,18 @@ def _facts(teacher: PublishedTeacher) -> str:
 
 
 def _screen(report: CheckReport) -> str:
-    height, width = report.image_size
-    size = f"{report.parameters:,} parameters, " if report.parameters is not None else ""
+    from mmkd.store.layout import TOWER_INPUTS
+
+    size = "{} x {} pixels, ".format(*report.image_size) if report.image_size else ""
+    cut = {"text": f"; {report.captions_cut} cut to the context"}
+    context = f"{report.context_length} tokens, " if "text" in report.towers else ""
+    count = f"{report.parameters:,} parameters, " if report.parameters is not None else ""
     scale = f"{report.logit_scale:.2f}" if report.logit_scale is not None else "not in the files"
     lines = [
         f"{report.slug}: loaded from {report.source} in {report.load_seconds:.1f} s, every weight accounted for",
         f"digest        {report.digest} ({report.loader})",
-        f"model         {size}width {report.dim}, {height} x {width} pixels, {report.context_length} tokens, "
-        f"logit scale {scale}",
-        _tower("images", report.image),
-        _tower("captions", report.text) + f"; {report.captions_cut} cut to the context",
+        f"model         {count}width {report.dim}, {size}{context}logit scale {scale}",
+        *(_tower(TOWER_INPUTS[tower], found) + cut.get(tower, "") for tower, found in report.towers.items()),
         f"peak memory   {report.peak_memory_bytes / 2**20:,.0f} MiB",
     ]
     if golden := report.golden:
@@ -213,10 +215,12 @@ def _tower(name: str, tower: TowerReport) -> str:
 
 
 def _comparison_screen(report: TeacherComparison) -> str:
+    from mmkd.store.layout import TOWER_INPUTS
+
     lines = [f"{report.slug}: {report.source} run again on {report.rows} random rows"]
     if not report.same_teacher:
         lines.append(f"another teacher: digest {report.digest_now} now, {report.digest_stored} when it was stored")
-    for name, tower in (("images", report.image), ("captions", report.text)):
+    for name, tower in ((TOWER_INPUTS[tower], found) for tower, found in report.towers.items()):
         quantiles = "  ".join(f"{at} {value:.6f}" for at, value in tower.quantiles.items())
         cosines = (
             f"{tower.compared} compared, cosine min {tower.smallest:.6f}  {quantiles}  mean {tower.mean:.6f}; "
@@ -224,8 +228,8 @@ def _comparison_screen(report: TeacherComparison) -> str:
         )
         lines.append(f"{name:9} {cosines if tower.compared else 'none compared'}")
     lines += [f"  {count:,} x {reason}" for reason, count in report.not_compared.items()]
-    below = report.image.below + report.text.below
-    compared = report.image.compared + report.text.compared
+    below = sum(tower.below for tower in report.towers.values())
+    compared = sum(tower.compared for tower in report.towers.values())
     lines.append(
         f"{'sound' if report.sound else 'NOT sound'}: {below} of {compared} features differ "
         f"by more than {report.tolerance:g} (1 - cosine)"

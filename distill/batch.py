@@ -16,7 +16,7 @@ Piece = tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]
 @dataclass(frozen=True)
 class TeacherTargets:
     """One teacher's features for the rows of a batch. image, text: (B, E) in the store's own type, as stored; rows that
-    the teacher lacks are zero. present: bool (B,), where it has both."""
+    the teacher lacks are zero, and so is a tower that it has not. present: bool (B,), where it has all its towers."""
 
     image: torch.Tensor
     text: torch.Tensor

@@ -151,7 +151,7 @@ tokenizer = open_clip.get_tokenizer(f"local-dir:{{folder}}")
 Features came from `{source.store}`: {source.rows:,} rows, store digest {source.store_digest[:16]}, corpus digest \
 {", ".join(digest[:16] for digest in source.corpora)}; rows used: {config["where"] or "all rows"}{chosen}.
 Run digest {facts["run"]}; `mmkd_run.json` has the whole configuration.
-A student may carry its teachers' conditions of use with it: read their licences.
+A student may carry its teachers' conditions of use with it: read their licenses.
 
 {_teachers(record)}
 """
@@ -174,9 +174,9 @@ def _teachers(record: RunRecord) -> str:
     if not record.source.teachers:
         return "No teacher took part."
     lines = "\n".join(
-        f"| {_cell(t.slug)} | {_cell(t.source)} | {t.digest} | {_cell(t.licence)} |" for t in record.source.teachers
+        f"| {_cell(t.slug)} | {_cell(t.source)} | {t.digest} | {_cell(t.license)} |" for t in record.source.teachers
     )
-    return f"| teacher | source | digest | licence |\n|---|---|---|---|\n{lines}"
+    return f"| teacher | source | digest | license |\n|---|---|---|---|\n{lines}"
 
 
 def _cell(text: str) -> str:

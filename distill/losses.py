@@ -143,8 +143,11 @@ def task_loss(student: PairFeatures, all_students: PairFeatures, scale: torch.Te
     return both_ways(student, all_students, scale)
 
 
-def feature_loss(student: PairFeatures, teacher: PairFeatures, kind: FeatureKind) -> torch.Tensor:
-    """``d(s_img, t_img) + d(s_txt, t_txt)``, float (..., Q), with d one of
+def feature_loss(
+    student: PairFeatures, teacher: PairFeatures, kind: FeatureKind, towers: torch.Tensor | None = None
+) -> torch.Tensor:
+    """``d(s_img, t_img) + d(s_txt, t_txt)``, float (..., Q), each with a factor of `towers`, (T, 2) of 0 and 1, for
+    teachers that have one tower only. d is one of
 
     - cosine: ``1 - s . t`` of unit rows, half their squared distance, whatever the width E;
     - mse: ``1/E sum_e (s_e - t_e)^2`` (FD of CLIP-KD, arXiv 2307.12732); of unit rows it is 2/E of the
@@ -152,7 +155,8 @@ def feature_loss(student: PairFeatures, teacher: PairFeatures, kind: FeatureKind
     - smooth_l1: ``1/E sum_e h(sqrt(E) (s_e - t_e))`` with ``h(x) = x^2/2`` up to 1 and ``|x| - 1/2`` beyond: Huber's
       loss of rows whose entries have unit mean square, as UNIC applies it to standardized features (arXiv 2408.05088).
     """
-    return _distance(student.image, teacher.image, kind) + _distance(student.text, teacher.text, kind)
+    image, text = _distance(student.image, teacher.image, kind), _distance(student.text, teacher.text, kind)
+    return image + text if towers is None else towers[:, :1] * image + towers[:, 1:] * text
 
 
 def _distance(student_QE: torch.Tensor, teacher_QE: torch.Tensor, kind: FeatureKind) -> torch.Tensor:
@@ -229,7 +233,8 @@ class Comparison:
     stacked. teachers, all_teachers: the teachers' rows of this rank and of all ranks, stacked. own, every: the
     student's rows, likewise, in its own space. scale: of logits against the teachers' keys, (T, 1, 1) or a scalar.
     student_scale: of the student's own logits. teacher_scale: (T, 1, 1) of each teacher's own logits. banks: rows of
-    each teacher's bank, when there is one. feature_kind: distance of the feature term."""
+    each teacher's bank, when there is one. feature_kind: distance of the feature term. towers: float (T, 2),
+    1 where the teacher has an image tower, a text tower; None when all have both."""
 
     mapped: PairFeatures
     teachers: PairFeatures
@@ -241,6 +246,7 @@ class Comparison:
     teacher_scale: torch.Tensor
     banks: Sequence[PairFeatures]
     feature_kind: FeatureKind
+    towers: torch.Tensor | None = None
 
 
 def _bank_term(c: Comparison) -> torch.Tensor:
@@ -254,7 +260,7 @@ Term = Callable[[Comparison], torch.Tensor]
 """Value of each row for each teacher, float (T, Q); rows that a teacher lacks may hold anything finite."""
 
 TERMS: dict[str, Term] = {
-    "feature": lambda c: feature_loss(c.mapped, c.teachers, c.feature_kind),
+    "feature": lambda c: feature_loss(c.mapped, c.teachers, c.feature_kind, c.towers),
     "cross": lambda c: cross_loss(c.mapped, c.all_teachers, c.scale),
     "bank": _bank_term,
     "relational": lambda c: relational_loss(
@@ -263,4 +269,6 @@ TERMS: dict[str, Term] = {
 }
 """Terms that ask teachers; each is a weight of its name in a run's `loss:`, by default that of `DEFAULT_WEIGHTS` or
 0."""
+ONE_TOWER_TERMS = frozenset({"feature"})
+"""Terms that learn from the one tower of a teacher without the other; all others leave such teachers out."""
 DEFAULT_WEIGHTS: Mapping[str, float] = {"feature": 1.0, "cross": 1.0}

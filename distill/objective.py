@@ -23,6 +23,7 @@ from mmkd.distill.heads import Heads, Preparation, fixed_alignment, mix_teachers
 from mmkd.distill.losses import (
     INITIAL_LOG_SCALE,
     MAX_LOG_SCALE,
+    ONE_TOWER_TERMS,
     TERMS,
     Comparison,
     PairFeatures,
@@ -34,6 +35,7 @@ from mmkd.distill.losses import (
 from mmkd.distill.policies import Policy, make_policy
 from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.distill.world import World
+from mmkd.store.layout import OTHER_TOWER, TOWERS, Tower
 
 # Logits of a teacher whose card has no temperature: CLIP's first one, 1/0.07 (arXiv 2103.00020, section 2.5).
 _USUAL_SCALE = 1 / 0.07
@@ -49,6 +51,8 @@ class TeacherSide:
     policy: Policy
     relation_scales: Sequence[float]
     bank: Bank | None = None
+    towers: Sequence[tuple[Tower, ...]] = ()
+    """Of each teacher; empty when all have both."""
 
 
 class Objective(nn.Module):
@@ -66,6 +70,10 @@ class Objective(nn.Module):
         if config.cross_scale is None:
             self.cross_log_scales = nn.Parameter(torch.full((spaces,), INITIAL_LOG_SCALE))
         self.reduction = Reduction(config.balance, config.teacher_terms, spaces)
+        # (T, 2): which towers each teacher has. Not saved: the store's cards say it.
+        has = torch.tensor([[tower in own for tower in TOWERS] for own in self.side.towers])
+        self.has_tower: torch.Tensor | None
+        self.register_buffer("has_tower", has.float() if len(has) and not has.all() else None, persistent=False)
 
     def forward(self, student: StudentFeatures, batch: Batch, world: World) -> dict[str, torch.Tensor]:
         """Return this rank's part of every term before weighting, float32 scalars; the ranks' parts sum to the
@@ -104,14 +112,18 @@ class Objective(nn.Module):
                 teacher_scale=own.image.new_tensor([self.side.relation_scales[n] for n in numbers])[:, None, None],
                 banks=[banks[number] for number in numbers] if banks else (),
                 feature_kind=self.config.feature_kind,
+                towers=None if self.has_tower is None else self.has_tower[numbers],
             )
             for name in self.config.teacher_terms:
                 for number, found_b in zip(numbers, TERMS[name](compared), strict=True):
                     columns[name][number] = found_b
         by_term = {name: torch.stack(found, dim=1) for name, found in columns.items()}
+        asked = dict.fromkeys(set(by_term) - ONE_TOWER_TERMS, self.has_tower) if self.has_tower is not None else {}
+        for name, has in asked.items():
+            by_term[name] = torch.where(has.all(dim=1), by_term[name], 0)
         weighted = torch.stack([getattr(self.config, name) * found.detach() for name, found in by_term.items()]).sum(0)
         shares = self.side.policy.after_losses(shares, weighted, batch)
-        reduced: dict[str, torch.Tensor] = self.reduction(by_term, shares, world)
+        reduced: dict[str, torch.Tensor] = self.reduction(by_term, shares, world, asked)
         return terms | reduced
 
     def total(self, terms: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -158,11 +170,19 @@ class Reduction(nn.Module):
             self.log_variances = nn.Parameter(torch.zeros(len(terms) * teachers))
 
     def forward(
-        self, values: Mapping[str, torch.Tensor], shares_bT: torch.Tensor, world: World
+        self,
+        values: Mapping[str, torch.Tensor],
+        shares_bT: torch.Tensor,
+        world: World,
+        asked: Mapping[str, torch.Tensor] | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Return this rank's part of every term, from its values float (b, T)."""
-        weight_T = world.sum(shares_bT.sum(0))
-        return {name: self._reduce(name, found, shares_bT, weight_T, world) for name, found in values.items()}
+        """Return this rank's part of every term, from its values float (b, T). `asked`: by term, float (T, 2); teachers
+        with a 0 have no share in it."""
+        weight_T, out = world.sum(shares_bT.sum(0)), {}
+        for name, found in values.items():
+            part_T = asked[name].prod(dim=1) if asked and name in asked else torch.ones_like(weight_T)
+            out[name] = self._reduce(name, found, shares_bT * part_T, weight_T * part_T, world)
+        return out
 
     def _reduce(
         self, name: str, values_bT: torch.Tensor, shares_bT: torch.Tensor, weight_T: torch.Tensor, world: World
@@ -206,6 +226,7 @@ def make_objective(
             f"here {{kind: {config.policy.kind}}} and widths {', '.join(map(str, sorted(set(widths))))}; "
             "name an alignment in `heads`"
         )
+    _check_towers(config, teachers)
     heads = Heads("none" if loss.mixed_teachers else config.heads.kind, student_dim, teachers.slugs, widths)
     prepare = Preparation(teachers.slugs, None if alignment is None else alignment.to(device), loss.unit_teachers)
     bank = None
@@ -214,4 +235,24 @@ def make_objective(
         bank = Bank(rows, same, teachers.gather, prepare, config=loss.bank_rows, seed=config.seed, device=device)
     scales = [card.logit_scale or _USUAL_SCALE for card in teachers.cards.values()]
     policy = make_policy(config.policy, config.seed, teachers, rows, groups, device)
-    return Objective(loss, TeacherSide(heads, prepare, policy, scales, bank)).to(device)
+    return Objective(loss, TeacherSide(heads, prepare, policy, scales, bank, teachers.towers)).to(device)
+
+
+def _check_towers(config: RunConfig, teachers: TeacherFeatures) -> None:
+    """Raise ConfigError for a term, policy or mixture that a teacher with one tower cannot serve."""
+    single = [slug for slug, towers in zip(teachers.slugs, teachers.towers, strict=True) if towers != TOWERS]
+    if not single:
+        return
+    lacks = f"teacher {single[0]} has no {OTHER_TOWER[teachers.cards[single[0]].towers[0]]} tower"
+    pair_terms = [name for name in config.loss.teacher_terms if name not in ONE_TOWER_TERMS]
+    if pair_terms and len(single) == len(teachers.slugs):
+        raise ConfigError(
+            f"loss.{pair_terms[0]} compares images with texts and {lacks}, as no teacher of the run has both; "
+            f"set loss.{pair_terms[0]}: 0, or add a teacher with both towers"
+        )
+    if config.policy.kind == "best":
+        raise ConfigError(
+            f"policy.kind best judges a teacher by its images and texts, and {lacks}; name others in `teachers`"
+        )
+    if config.loss.mixed_teachers:
+        raise ConfigError(f"loss.mixed_teachers mixes images and texts, and {lacks}; name others in `teachers`")

@@ -50,7 +50,7 @@ class TeacherSource(Frozen):
     slug: str
     source: str
     digest: str
-    licence: str
+    license: str
 
 
 class RunSource(Frozen):
@@ -159,7 +159,7 @@ def make_record(config: RunConfig, store: FeatureStore, first_weights: FirstWeig
             rows=store.record.rows,
             corpora=tuple(span.corpus.digest for span in store.record.spans()),
             teachers=tuple(
-                TeacherSource(slug=card.slug, source=_public(card.source), digest=card.digest, licence=card.licence)
+                TeacherSource(slug=card.slug, source=_public(card.source), digest=card.digest, license=card.license)
                 for card in map(store.card, slugs)
                 if learns
             ),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mmkd.distill.batch import TeacherTargets
 from mmkd.store import FeatureStore
 from mmkd.store.array import FeatureArray
+from mmkd.store.layout import TOWERS, Tower
 
 # Of the device memory that is free before training: the rest is for weights, their moments and activations.
 RESIDENT_SHARE = 0.5
@@ -25,8 +26,11 @@ class TeacherFeatures:
         self.slugs = tuple(slugs)
         self.cards = {slug: store.card(slug) for slug in slugs}
         self.dims = tuple(card.dim for card in self.cards.values())
-        self._image = [as_tensor(store.image(slug)) for slug in slugs]
-        self._text = [as_tensor(store.text(slug)) for slug in slugs]
+        self.towers = tuple(card.towers for card in self.cards.values())
+        self._parts: list[dict[Tower, torch.Tensor | FeatureArray]] = [
+            {tower: as_tensor(store.features(slug, tower)) for tower in card.towers}
+            for slug, card in self.cards.items()
+        ]
         available, order = store.available(selection), list(store.teachers)
         self._sound = [torch.from_numpy(available[:, order.index(slug)].copy()) for slug in slugs]
         self._device = torch.device("cpu")
@@ -34,19 +38,20 @@ class TeacherFeatures:
         """Features held in memory of this process or its device."""
 
     def any_available(self) -> NDArray[np.bool_]:
-        """Return where at least one teacher has both features, bool (N,)."""
+        """Return where at least one teacher has the features of all its towers, bool (N,)."""
         sound: NDArray[np.bool_] = torch.stack(self._sound).any(dim=0).numpy()
         return sound
 
     def count_pairs(self, rows: NDArray[np.int64]) -> dict[str, int]:
-        """Count the rows of these of which each teacher has both features."""
+        """Count the rows of these of which each teacher has the features of all its towers."""
         picked = torch.from_numpy(rows).to(self._device)
         return {slug: int(sound[picked].sum()) for slug, sound in zip(self.slugs, self._sound, strict=True)}
 
     @property
     def bytes(self) -> int:
         """Bytes of all gathered features: int8 counts as the float32 it decodes to."""
-        return sum(math.prod(part.shape) * part.dtype.itemsize for part in (*self._image, *self._text))
+        every = (part for parts in self._parts for part in parts.values())
+        return sum(math.prod(part.shape) * part.dtype.itemsize for part in every)
 
     def fits(self, device: torch.device) -> bool:
         """Return True when all features fit on a CUDA device beside the training."""
@@ -60,21 +65,25 @@ class TeacherFeatures:
                 return part.to(device, copy=True)
             return torch.from_numpy(np.array(part[:])).to(device)
 
-        self._image, self._text = [*map(copy, self._image)], [*map(copy, self._text)]
+        self._parts = [{tower: copy(part) for tower, part in parts.items()} for parts in self._parts]
         self._sound = [tensor.to(device) for tensor in self._sound]
         self._device, self.resident_bytes = device, self.bytes
 
     def gather(self, rows: NDArray[np.int64]) -> tuple[TeacherTargets, ...]:
         """Return all teachers' features of these rows, in the order of `slugs`: on the device when resident, else
         pinned."""
-        picked = torch.from_numpy(rows).to(self._device)
-        return tuple(
-            TeacherTargets(self._select(image, picked, present), self._select(text, picked, present), present)
-            for image, text, sound in zip(self._image, self._text, self._sound, strict=True)
-            for present in [sound[picked]]
-        )
+        picked, targets = torch.from_numpy(rows).to(self._device), []
+        for parts, dim, sound in zip(self._parts, self.dims, self._sound, strict=True):
+            present = sound[picked]
+            image, text = (self._select(parts.get(tower), dim, picked, present) for tower in TOWERS)
+            targets.append(TeacherTargets(image, text, present))
+        return tuple(targets)
 
-    def _select(self, source: torch.Tensor | FeatureArray, rows: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    def _select(
+        self, source: torch.Tensor | FeatureArray | None, dim: int, rows: torch.Tensor, present: torch.Tensor
+    ) -> torch.Tensor:
+        if source is None:
+            return torch.zeros(len(rows), dim, dtype=torch.float16, device=self._device)
         pinned = torch.cuda.is_available() and self._device.type == "cpu"
         if isinstance(source, torch.Tensor):
             shape = (len(rows), source.shape[1])

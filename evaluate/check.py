@@ -204,6 +204,9 @@ def _check_features(data: DatasetRows, features: Features, found: DatasetCheck) 
     missing = {}
     for samples, tower in needed:
         there = np.ones(len(samples), dtype=bool)
+        if lacking := set(features.members) - set(data.store.having(features.members, tower)):
+            found.problems.append(f"{sorted(lacking)[0]} has no {tower} tower, which the tasks read; leave it out")
+            break
         for slug in features.members:
             there &= (data.store.valid(slug)[samples.rows] & SOUND_BIT[tower]) != 0
         if not there.all():

@@ -101,8 +101,11 @@ class Comparison:
         return f"{value:+.1f}" if math.isnan(low) else f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def compare(folder: ResultFolder, model: str, question: Question, against: tuple[str, ...] = ()) -> Comparison:
-    """Compare a model with its rivals (by default all other models) from stored predictions. Raises ConfigError
+def compare(
+    folder: ResultFolder, model: str, question: Question, against: tuple[str, ...] = (), level: float | None = None
+) -> Comparison:
+    """Compare a model with its rivals (by default all other models) from stored predictions, with intervals at `level`
+    (by default the suite's). Raises ConfigError
     for an unknown model, task, metric, head or share; CorruptStoreError if predictions are not of the same samples."""
     known = folder.plan.models
     rivals = against or tuple(name for name in known if name != model)
@@ -112,7 +115,9 @@ def compare(folder: ResultFolder, model: str, question: Question, against: tuple
     if not rivals or model in rivals:
         raise ConfigError(f"name a model other than {model!r} to compare with; there are {', '.join(known)}")
     scoring, metric = folder.scoring(question)
-    found = [_against(folder, question, model, rival, metric in scoring.lower_is_better) for rival in rivals]
+    level = level or folder.plan.suite.bootstrap.level
+    lower = metric in scoring.lower_is_better
+    found = [_against(folder, question, model, rival, lower_is_better=lower, level=level) for rival in rivals]
     adjusted = holm([one.wilcoxon_p for one in found])
     head = f" {question.head}" if question.head else ""
     return Comparison(
@@ -121,12 +126,13 @@ def compare(folder: ResultFolder, model: str, question: Question, against: tuple
         columns=tuple(dict.fromkeys(column for one in found for column in one.differences)),
         rivals=tuple(replace(one, wilcoxon_p_holm=p) for one, p in zip(found, adjusted, strict=True)),
         percent=metric not in scoring.not_shares,
-        level=folder.plan.suite.bootstrap.level,
+        level=level,
     )
 
 
-def _against(folder: ResultFolder, question: Question, model: str, rival: str, lower_is_better: bool) -> Against:
-    level = folder.plan.suite.bootstrap.level
+def _against(
+    folder: ResultFolder, question: Question, model: str, rival: str, *, lower_is_better: bool, level: float
+) -> Against:
     parts: dict[str, list[Pair | str]] = {}
     remarks: list[str] = []
     for spec in folder.datasets(question):

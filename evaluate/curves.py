@@ -15,7 +15,7 @@ from mmkd.base.errors import ConfigError
 from mmkd.evaluate.drawing import BLUE, VERMILLION
 from mmkd.evaluate.folder import Question, ResultFolder
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.statistics import p_text
+from mmkd.evaluate.statistics import TOLERANCE, p_text
 
 
 def kaplan_meier(folder: ResultFolder, question: Question, model: str) -> Figure:
@@ -44,7 +44,7 @@ def high_risk(found: Predictions) -> NDArray[np.bool_]:
     high = np.zeros(len(found), dtype=bool)
     for number in np.unique(fold):
         mask = fold == number
-        high[mask] = risk[mask] > np.median(risk[mask])
+        high[mask] = risk[mask] - np.median(risk[mask]) > TOLERANCE
     return high
 
 

@@ -67,7 +67,7 @@ class Features:
         return sha.hexdigest()[:16]
 
     def read(self, tower: Tower, rows: NDArray[np.int64], normalized: bool) -> Block:
-        """Features of one tower. Raises UserError for a row that the store does not have."""
+        """Features of one tower. Raises UserError for a row or a tower that the store does not have."""
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self.store)):
             raise UserError(
                 f"row {rows.max()} is outside {self.store.root}, which has {len(self.store)} rows; extract it again"

@@ -136,7 +136,11 @@ def box(folder: ResultFolder, question: Question, model: str) -> Figure:
             spread = np.linspace(-0.15, 0.15, len(values)) if len(values) > 1 else np.zeros(1)
             axes.plot(x + spread, values, "o", color=color, markersize=3, alpha=0.8)
     tests = {row: "" if math.isnan(p.get(row, math.nan)) else f"\np={p_text(p[row])}" for row in table.rows}
-    names = [fill(row, WRAP) + test for row, test in tests.items()]
+    filled = {row: sum(not math.isnan(table.value(row, column)) for column in columns) for row in table.rows}
+    some = {
+        row: f"\n{count} of {len(columns)} columns" if count < len(columns) else "" for row, count in filled.items()
+    }
+    names = [fill(row, WRAP) + some[row] + test for row, test in tests.items()]
     axes.set_xticks(range(len(table.rows)), names, fontsize=8, rotation=30 if len(names) > 6 else 0)
     axes.set_ylabel(f"{table.metric}{' (%)' if table.percent else ''}", fontsize=8)
     axes.set_title(title, fontsize=9, loc="left")

@@ -33,18 +33,25 @@ def write_report(out: Path, model: str, target: Path, by: By = "domain", suite: 
         asked = [replace(question, fraction=share) for share in sorted(shares, reverse=True)]
         sections += [_section(folder, one, model) for one in asked]
     answers = [(str(unit), folder.predictions(unit)) for unit in folder.plan.units]
-    environment = Environment(
-        loader=PackageLoader("mmkd.evaluate"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    page = environment.get_template("report.html").render(
+    write_page(
+        target,
+        "report.html",
         suite=folder.plan.suite,
         model=model,
         models=folder.plan.models,
         sections=sections,
         failed=[(name, reason) for name, reason in answers if isinstance(reason, str)],
         p=p_text,
-        version=importlib.metadata.version("mmkd"),
     )
+
+
+def write_page(target: Path, template: str, **values: Any) -> None:
+    """Write a page that opens offline from one of the templates. Raises StoreError if the disk is full or
+    read-only."""
+    environment = Environment(
+        loader=PackageLoader("mmkd.evaluate"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    page = environment.get_template(template).render(version=importlib.metadata.version("mmkd"), **values)
     write_atomically(target, page.encode())
 
 

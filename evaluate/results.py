@@ -21,9 +21,12 @@ RESULTS = "results.jsonl"
 
 
 class ResultRow(Unit):
-    """One metric of one unit."""
+    """One metric of one unit; docs/evaluation.md describes the file. A change of its fields is a new `version`."""
 
+    version: Literal[1] = 1
     suite: str
+    suite_digest: str
+    """Of the suite without places, models and notes: results of two labs belong together if it is the same."""
     suite_version: int
     dataset_version: int
     modality: str
@@ -69,7 +72,8 @@ def code_digest() -> str:
     """16 hex digits that change with the sources of predictions and metrics; not with those of figures and pages."""
     sha = hashlib.sha256()
     here = Path(__file__).parent
-    pictures = {here / f"{name}.py" for name in ("curves", "drawing", "figures", "report")}
+    pages = ("curves", "drawing", "figures", "leaderboard", "report", "trust_page")
+    pictures = {here / f"{name}.py" for name in pages}
     sources = {*here.glob("*.py"), *(here / "heads").glob("*.py")} - pictures
     for path in sorted(sources):
         sha.update(f"{path.relative_to(here)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())

@@ -288,6 +288,7 @@ def _row(loaded: Loaded, planned: Unit, **result: object) -> ResultRow:
     spec = suite.dataset(planned.dataset)
     identity = planned.model_dump() | {
         "suite": suite.suite,
+        "suite_digest": suite.digest,
         "suite_version": suite.version,
         "dataset_version": spec.version,
         "modality": spec.modality,

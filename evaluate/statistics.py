@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,16 +107,16 @@ def resampled(
             limits=(-math.inf, math.inf) if metric in scoring.not_shares else (0.0, 1.0),
             trials=groups if is_mean else 0,
             reason=undefined if math.isnan(value) else "",
-            contrast=None if is_mean else rarer_groups(rows, scoring.contrasts(rows)),
+            contrast=None if is_mean else rarer_groups(rows.group, scoring.contrasts(rows)),
         )
     return found
 
 
-def rarer_groups(rows: Predictions, contrasts: Sequence[Contrast]) -> int | None:
+def rarer_groups(group: NDArray[Any], contrasts: Sequence[Contrast]) -> int | None:
     """Return groups of the rarer side of a contrast, None without one; of several, as many as give their mean the
     variance of a single one. An area under the ROC curve has a variance of about 1/m for m groups of the rarer side,
     the mean of C areas the sum of 1/m over the square of C."""
-    sides = [min(len(set(rows.group[side].tolist())) for side in one) for one in contrasts]
+    sides = [min(len(set(group[side].tolist())) for side in one) for one in contrasts]
     return int(len(there) ** 2 / sum(1 / m for m in there)) if (there := [m for m in sides if m]) else None
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -63,9 +66,38 @@ class Suite(Frozen):
         found: DatasetSpec = {spec.dataset: spec for spec in self.datasets}[name]
         return found
 
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits over everything that a score may depend on; not over places, models, ensembles and notes."""
+        return hashlib.sha256(json.dumps(shared_content(self), sort_keys=True).encode()).hexdigest()[:16]
+
     def resample_name(self, dataset: str) -> str:
         """Seed word of a data set's resampling, equal for all models and tasks."""
         return f"{self.suite}/{dataset}/test"
+
+
+def shared_content(suite: Suite) -> dict[str, Any]:
+    """Return what labs that run one suite share, as plain values: data sets by name in `datasets`."""
+    places = {"about", "described_in", "source", "store", "notes"}
+    own = suite.model_dump(mode="json", exclude={"models", "ensembles", "datasets"})
+    found = {}
+    for spec in suite.datasets:
+        content = spec.model_dump(mode="json", exclude=places)
+        if content["prompts"] is not None:
+            del content["prompts"]["file"]  # rows and captions of prompts are in the digest of the data
+        found[spec.dataset] = content
+    return own | {"datasets": found}
+
+
+def differing_keys(one: Suite, other: Suite) -> list[str]:
+    """Name the keys, down to those of data sets, that two suites have unlike values of."""
+    left, right = shared_content(one), shared_content(other)
+    found = [f"{key} {left[key]!r} and {right[key]!r}" for key in left if key != "datasets" and left[key] != right[key]]
+    ours, theirs = left["datasets"], right["datasets"]
+    found += [f"data set {name} is in one only" for name in sorted(ours.keys() ^ theirs.keys())]
+    for name in sorted(ours.keys() & theirs.keys()):
+        found += [f"{key} of {name}" for key, value in ours[name].items() if value != theirs[name][key]]
+    return found
 
 
 def load_suite(path: str | Path) -> Suite:

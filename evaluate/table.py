@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +27,8 @@ Parts = list[list[Replicates] | str]
 @dataclass(frozen=True)
 class Cell:
     """One value, or the reason why there is none. n: samples behind it. missing: samples that the model has no features
-    for. seed_sd: standard deviation over draws of the labels, where several were made."""
+    for. seed_sd: standard deviation over draws of the labels, where several were made. unlike: scored on another
+    gallery or other candidates than the models that have features of most samples."""
 
     value: float
     low: float = math.nan
@@ -36,6 +37,12 @@ class Cell:
     missing: int = 0
     seed_sd: float = math.nan
     reason: str = ""
+    unlike: bool = False
+
+    @property
+    def starred(self) -> bool:
+        """Whether the value is of other samples than those of a model that has features of all."""
+        return self.missing > 0 or self.unlike
 
 
 @dataclass(frozen=True)
@@ -74,9 +81,12 @@ class ResultTable:
         return self.cells[row, column].value
 
     def best(self, column: str, besides: str | None = None) -> tuple[str, ...]:
-        """Return rows with the best value of a column, within `TOLERANCE`; none where no row has a value."""
+        """Return rows with the best value of a column, within `TOLERANCE`; none where no row has a value. Starred
+        values are of other samples: they only compete where no other is."""
         sign = -1 if self.lower_is_better else 1
-        values = {row: sign * self.value(row, column) for row in self.rows if row != besides}
+        rows = [row for row in self.rows if row != besides and not math.isnan(self.value(row, column))]
+        rows = [row for row in rows if not self.cell(row, column).starred] or rows
+        values = {row: sign * self.value(row, column) for row in rows}
         best = max((value for value in values.values() if not math.isnan(value)), default=math.nan)
         return tuple(row for row, value in values.items() if value >= best - TOLERANCE)
 
@@ -123,6 +133,10 @@ class ResultTable:
                 found.append(f"{row}, {column}: {cell.reason}")
             elif cell.missing and column in self.groups:
                 found.append(f"{row}, {column}: {cell.missing} of {cell.n + cell.missing} samples without features")
+        if any(cell.starred for cell in self.cells.values()):
+            found.append(
+                "* is of fewer samples, or of another gallery or other candidates: never the best beside others"
+            )
         return [*found, *self.warnings]
 
     def heading(self, column: str) -> str:
@@ -132,12 +146,12 @@ class ResultTable:
         return f"{column} (n={min(counts)})" if len(counts) == 1 else f"{column} (n={min(counts)}-{max(counts)})"
 
     def shown(self, row: str, column: str) -> tuple[str, str]:
-        """A value and its interval as text; `-` where there is none, `*` where samples are missing."""
+        """A value and its interval as text; `-` where there is none, `*` where it is of other samples."""
         cell = self.cells[row, column]
         if math.isnan(cell.value):
             return "-", ""
         value, low, high = (one * self.scale for one in (cell.value, cell.low, cell.high))
-        return f"{value:.1f}{'*' if cell.missing else ''}", "" if math.isnan(low) else f"[{low:.1f}, {high:.1f}]"
+        return f"{value:.1f}{'*' if cell.starred else ''}", "" if math.isnan(low) else f"[{low:.1f}, {high:.1f}]"
 
     def _texts(self, row: str, bold: str) -> list[str]:
         texts = {column: " ".join(self.shown(row, column)).strip() for column in self.columns}
@@ -164,8 +178,9 @@ def build_table(folder: ResultFolder, question: Question) -> ResultTable:
     suite = folder.plan.suite
     parts: dict[str, dict[str, Parts]] = {model: {} for model in folder.plan.models}
     warnings: list[str] = []
+    unlike: set[tuple[str, str]] = set()
     for spec in folder.datasets(question):
-        _gather(folder, question, spec, parts, warnings)
+        unlike |= _gather(folder, question, spec, parts, warnings)
     columns = tuple(next(iter(parts.values())))
     mean = mean_name(columns) if len(columns) > 1 else ""
     cells: dict[tuple[str, str], Cell] = {}
@@ -173,6 +188,8 @@ def build_table(folder: ResultFolder, question: Question) -> ResultTable:
         cells |= {(model, column): _cell({column: own[column]}, suite.bootstrap.level) for column in columns}
         if mean:
             cells[model, mean] = _cell(own, suite.bootstrap.level)
+            unlike |= {(model, mean)} if any((model, column) in unlike for column in columns) else set()
+    cells = {place: replace(cell, unlike=place in unlike) for place, cell in cells.items()}
     head = question.head or next((u.head for u in folder.plan.units if u.task == question.task), "")
     wanted = [spec.dataset for spec in suite.datasets if question.task in spec.tasks]
     extracted = [name for name in wanted if name not in folder.plan.absent]
@@ -200,8 +217,9 @@ def build_table(folder: ResultFolder, question: Question) -> ResultTable:
 
 def _gather(
     folder: ResultFolder, question: Question, spec: DatasetSpec, parts: dict[str, dict[str, Parts]], warnings: list[str]
-) -> None:
-    """Score every model on every column of a data set. A failed unit leaves its reason in each of them."""
+) -> set[tuple[str, str]]:
+    """Score every model on every column of a data set. A failed unit leaves its reason in each of them. Return models
+    and columns whose gallery or candidates are others than those of the model that lacks fewest samples."""
     answers = {model: folder.answers(question, spec.dataset, model) for model in folder.plan.models}
     names: dict[str, None] = {}
     for model, found in answers.items():
@@ -222,6 +240,11 @@ def _gather(
         f"an interval needs {FEWEST_GROUPS}"
         for column, n in few.items()
     )
+    run = {model: found for model, found in answers.items() if not isinstance(found, str)}
+    choices = {model: {one.info.get("choices") for one in found} for model, found in run.items()}
+    lacking = {model: sum(int((~one.available).sum()) for one in found) for model, found in run.items()}
+    usual = choices[min(lacking, key=lacking.__getitem__)] if run else set()
+    return {(model, column) for model in run if choices[model] != usual for column in names}
 
 
 def _cell(columns: dict[str, Parts], level: float) -> Cell:

@@ -20,7 +20,17 @@ from distributed.utils import LoopRunner
 
 from mmkd.base.errors import UserError, cause
 from mmkd.base.process import repeated, usable_cores
-from mmkd.extract.cluster_config import BATCH_SYSTEMS, DASK_PLACES, LOCAL, ClusterConfig, cluster_class_of, leaves
+from mmkd.extract.cluster_config import (
+    BATCH_SYSTEMS,
+    DASK_PLACES,
+    LOCAL,
+    ClusterConfig,
+    cluster_class_of,
+    leaves,
+    own_settings,
+    values_for_sections,
+)
+from mmkd.extract.preloads import try_preloads
 
 # Settings of Dask that a run needs; what the user's YAML says of `distributed` goes above them.
 _DASK: dict[str, object] = {
@@ -40,6 +50,9 @@ _START_ERRORS = (RuntimeError, OSError, ValueError, TypeError, ImportError, Look
 def dask_client(cluster: ClusterConfig) -> Iterator[Client]:
     """Yield a client of the cluster; what was started for it lives as long as the block. Raises UserError if nothing
     answers at the address, or the batch system refuses."""
+    for given in (*own_settings(), cluster.distributed):
+        if wrong := next(values_for_sections(given), None):
+            raise UserError(f"Dask's {wrong} is one value, expected a section of settings; correct {DASK_PLACES}")
     own = leaves(cluster.distributed)
     settings = {".".join(("distributed", *path)): value for path, value in own if value != {}}
     with dask.config.set(_DASK), dask.config.set(settings):
@@ -49,6 +62,8 @@ def dask_client(cluster: ClusterConfig) -> Iterator[Client]:
                 "Dask's configuration sets distributed.comm.require-encryption and names no TLS files; name them under "
                 "distributed.comm.tls or under `security:` in the YAML of --scheduler, or set it to false"
             )
+        kinds = dict.fromkeys(BATCH_SYSTEMS, "batch") | {LOCAL: LOCAL}
+        try_preloads(kinds.get(cluster.scheduler, "address"))
         clients = dict.fromkeys(BATCH_SYSTEMS, _batch_client) | {LOCAL: _local_client}
         opened, address = clients.get(cluster.scheduler, _connect)(cluster), cluster.scheduler
         # What Dask would log about a lost connection, with tracebacks, is said in one line below. The logger of its
@@ -85,6 +100,13 @@ class ScopedClient(Client):  # type: ignore[misc]  # dask has no type hints
 
     def __del__(self) -> None:
         """Nothing: a client that never connected has nothing to close."""
+
+
+def _client_of(cluster: Any, **options: Any) -> ScopedClient:
+    try:
+        return ScopedClient(cluster, **options)
+    except (LookupError, AttributeError) as error:  # of a setting that does not parse; faults of a connection differ
+        raise UserError(f"no Dask client starts: {first_cause(error)}; {settings_advice()}") from error
 
 
 def start_workers(client: Client, plugin: WorkerPlugin) -> None:
@@ -149,7 +171,7 @@ def _local_client(cluster: ClusterConfig) -> Iterator[Client]:
             ) from error
         except _START_ERRORS as error:
             raise UserError(f"the worker processes did not start: {first_cause(error)}; {settings_advice()}") from error
-        with opened as started, ScopedClient(started, security=options["security"]) as client:
+        with opened as started, _client_of(started, security=options["security"]) as client:
             yield client
 
 
@@ -200,7 +222,7 @@ def _local_cluster(cluster: ClusterConfig, devices: list[str], options: dict[str
 @contextmanager
 def _batch_client(cluster: ClusterConfig) -> Iterator[Client]:
     wanted = {"jobs": 1} if cluster.workers is None else {"n": cluster.workers}
-    with batch_cluster(cluster) as started, ScopedClient(started, security=cluster.dask_security()) as client:
+    with batch_cluster(cluster) as started, _client_of(started, security=cluster.dask_security()) as client:
         ask_for_jobs = partial(started.scale, **wanted)
         ask_for_jobs()
         # Again for jobs that ended: at their time limit, by a dead node, by a cancel.
@@ -227,7 +249,7 @@ def batch_cluster(cluster: ClusterConfig) -> Any:
 @contextmanager
 def _connect(cluster: ClusterConfig) -> Iterator[Client]:
     try:
-        client = ScopedClient(cluster.scheduler, timeout="10s", security=cluster.dask_security())
+        client = _client_of(cluster.scheduler, timeout="10s", security=cluster.dask_security())
     except (OSError, TimeoutError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(
             f"no Dask scheduler answers at {cluster.scheduler!r}; name `local`, an address such as tcp://HOST:8786 "

@@ -181,6 +181,31 @@ def leaves(settings: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator
             yield (*above, name), value
 
 
+def own_settings() -> Iterator[object]:
+    """Yield `distributed` of each YAML file of the user's, and of the variables DASK_..., before Dask merges them."""
+    for part in (*dask.config.collect_yaml(dask.config.paths), dask.config.collect_env()):
+        if part.get("distributed") is not None:
+            yield part["distributed"]
+
+
+def values_for_sections(settings: object) -> Iterator[str]:
+    """Yield what is one value in `distributed` settings where Dask has a section of several: its own code fails on them
+    far from the cause."""
+    for defaults in dask.config.defaults:
+        if "distributed" in defaults:
+            yield from _values_for_sections(defaults["distributed"], settings, "distributed")
+
+
+def _values_for_sections(defaults: Mapping[str, Any], settings: object, above: str) -> Iterator[str]:
+    if not isinstance(settings, Mapping):
+        yield f"{above}: {settings!r}"
+        return
+    for name, default in defaults.items():
+        value = settings.get(dask.config.canonical_name(name, dict(settings)))
+        if isinstance(default, Mapping) and default and value is not None:
+            yield from _values_for_sections(default, value, f"{above}.{name}")
+
+
 def _canonical(name: object) -> str:
     return str(name).replace("-", "_")
 

@@ -50,13 +50,14 @@ class Workbench:
 def encode_images(
     sources: Sequence[ImageSource | None], teachers: Mapping[str, Teacher], bench: Workbench, clock: Clock
 ) -> tuple[list[DecodedImage | None], Features]:
-    """Return outcome and features of each image; None and NaN where a row has no image. An image of several rows
-    (captions, or questions about it) is read, decoded and encoded once."""
+    """Return outcome and features of each image, of the teachers with an image tower; None and NaN where a row has no
+    image. An image of several rows (captions, or questions about it) is read, decoded and encoded once."""
+    teachers = {slug: teacher for slug, teacher in teachers.items() if "image" in teacher.card.towers}
     distinct = list(dict.fromkeys(source for source in sources if source is not None))
     place = {source: index for index, source in enumerate(distinct)}
     rows = np.array([row for row, source in enumerate(sources) if source is not None], dtype=np.int64)
     of = np.array([place[source] for source in sources if source is not None], dtype=np.int64)
-    geometries = {slug: geometry_of(teacher.card.preprocessing) for slug, teacher in teachers.items()}
+    geometries = {slug: geometry_of(teacher.card.image_preprocessing) for slug, teacher in teachers.items()}
     encoded = {slug: _missing(len(distinct), teacher) for slug, teacher in teachers.items()}
     facts: list[DecodedImage] = []
     used = tuple(dict.fromkeys(geometries.values()))
@@ -83,7 +84,8 @@ def encode_images(
 def encode_captions(
     captions: Sequence[str | None], teachers: Mapping[str, Teacher], bench: Workbench, report: ShardReport, clock: Clock
 ) -> Features:
-    """Return each distinct caption once, in order of length, put back to its rows."""
+    """Encode each distinct caption once, in order of length; returns features of each row, of the teachers with a text
+    tower."""
     distinct = list(dict.fromkeys(caption for caption in captions if caption is not None))
     distinct.sort(key=lambda caption: (len(caption), caption))
     place = {caption: index for index, caption in enumerate(distinct)}
@@ -91,7 +93,7 @@ def encode_captions(
     source = np.array([place[caption] for caption in captions if caption is not None], dtype=np.int64)
     short = [caption[: 1 << 16] for caption in distinct]  # far beyond any context, to bound time and memory
     features = {}
-    for slug, teacher in teachers.items():
+    for slug, teacher in ((slug, teacher) for slug, teacher in teachers.items() if "text" in teacher.card.towers):
         with clock(f"text {slug}"):
             encoded, lengths = _encode_distinct(short, teacher, bench)
         features[slug] = _missing(len(captions), teacher)

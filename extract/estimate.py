@@ -19,9 +19,8 @@ from mmkd.extract.plan import ShardTask, plan_tasks
 from mmkd.extract.report import ShardReport
 from mmkd.extract.run import folder_beside
 from mmkd.store import FeatureStore, TeacherCard
-from mmkd.store.chunk import CRC_BYTES
-from mmkd.store.encoding import teacher_arrays
-from mmkd.store.layout import rows_per_shard, shard_count, teacher_group
+from mmkd.store.layout import SHARDS_PER_PACK, rows_per_shard, shard_count, teacher_group
+from mmkd.store.pack import index_bytes
 from mmkd.store.writer import add_teacher
 
 PROBE_ROWS = 64
@@ -60,13 +59,16 @@ def estimate(config: ExtractConfig, say: Callable[[str], None] = print) -> Estim
         check_same_corpus(corpus, store)
         overview = read_overview(config.store)
         rows, per_shard, ledger = len(store), store.record.rows_per_shard, store.ledger
+        per_pack = store.record.shards_per_pack
     else:
         overview = list_corpus(corpus)
         rows, per_shard, ledger = overview.rows, rows_per_shard(overview.rows), {}
+        per_pack = SHARDS_PER_PACK
     for line in overview.lines() if overview else ():
         say(line)
     shards = shard_count(rows, per_shard)
     tasks = plan_tasks(shards, cards, ledger)
+    packs = shard_count(shards, per_pack) * index_bytes(per_pack)
     probe = _probe(config, corpus, TeachersPlugin(described, config.cluster.worker), cards)
     scale = min(rows, per_shard) / probe.rows
     return Estimate(
@@ -75,11 +77,11 @@ def estimate(config: ExtractConfig, say: Callable[[str], None] = print) -> Estim
         rows_per_shard=per_shard,
         tasks=len(tasks),
         workers=config.cluster.workers or default_workers(config.cluster),
-        # Zarr stores the last chunk of every array at full size.
+        # The last chunk of every array is stored at full size.
         arrays={
-            f"{teacher_group(card.slug)}/{array.name}": shards * (array.chunk_bytes(per_shard) + CRC_BYTES)
+            f"{teacher_group(card.slug)}/{array.name}": shards * array.chunk_bytes(per_shard) + packs
             for card in cards
-            for array in teacher_arrays(card.encoding, card.dim)
+            for array in card.arrays
         },
         seconds={name: seconds * scale for name, seconds in probe.seconds.items()},
         shard_seconds=probe.wall_seconds * scale,

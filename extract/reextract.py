@@ -22,7 +22,7 @@ from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher
 from mmkd.extract.teachers.published import parse_teacher
 from mmkd.extract.teachers.spec import HF_HUB, LOCAL_DIR
 from mmkd.store import IMAGE_SOUND, TEXT_SOUND, FeatureStore
-from mmkd.store.layout import TOWERS
+from mmkd.store.layout import Tower
 
 ROWS = 200
 """Default number of rows to rerun."""
@@ -58,8 +58,7 @@ class TeacherComparison:
     rows: int
     """Rows drawn, of those with a sound feature."""
     tolerance: float
-    image: TowerCosines
-    text: TowerCosines
+    towers: dict[Tower, TowerCosines]
     not_compared: dict[str, int]
     """Reasons inputs could not be rerun, with counts."""
 
@@ -71,8 +70,9 @@ class TeacherComparison:
     @property
     def sound(self) -> bool:
         """True when the teacher is the same, rows were compared, and none lies beyond the tolerance."""
-        compared = self.image.compared + self.text.compared
-        return self.same_teacher and compared > 0 and not self.image.below + self.text.below
+        found = self.towers.values()
+        compared = sum(tower.compared for tower in found)
+        return self.same_teacher and compared > 0 and not sum(tower.below for tower in found)
 
 
 def compare_with_teacher(
@@ -89,6 +89,11 @@ def compare_with_teacher(
         raise TeacherError(
             f"teacher {spec.slug!r} at {card.source} gives {card.dim} values, {store.root} holds {stored.dim}: "
             f"another teacher; name the right one as {spec.slug}=local-dir:FOLDER"
+        )
+    if card.towers != stored.towers:
+        raise TeacherError(
+            f"teacher {spec.slug!r} at {card.source} has towers {', '.join(card.towers)}, {store.root} holds "
+            f"{', '.join(stored.towers)}: another teacher; name the right one as {spec.slug}=local-dir:FOLDER"
         )
     valid = store.valid(spec.slug)
     sound = np.flatnonzero(valid)
@@ -111,7 +116,7 @@ def compare_with_teacher(
         "image": np.array([reason is None for reason in reasons]) & (valid[drawn] & IMAGE_SOUND > 0),
         "text": np.array([caption is not None for caption in captions]) & (valid[drawn] & TEXT_SOUND > 0),
     }
-    now = {"image": images[spec.slug], "text": texts[spec.slug]}
+    now = {"image": images.get(spec.slug), "text": texts.get(spec.slug)}
     wanted = (reason for reason, bits in zip(reasons, valid[drawn], strict=True) if reason and bits & IMAGE_SOUND)
     faults = dict(Counter(wanted).most_common())
     if not any(mask.any() for mask in usable.values()):
@@ -121,13 +126,12 @@ def compare_with_teacher(
             "folder where the images lie now with --corpus"
         )
     towers = {
-        tower: _cosines(store.features(spec.slug, tower)[drawn][usable[tower]], now[tower][usable[tower]], tolerance)
-        for tower in TOWERS
+        tower: _cosines(store.features(spec.slug, tower)[drawn][usable[tower]], fresh[usable[tower]], tolerance)
+        for tower in stored.towers
+        if (fresh := now[tower]) is not None
     }
     known = None if stored.loader == "imported" else stored.digest
-    return TeacherComparison(
-        spec.slug, card.source, known, card.digest, len(drawn), tolerance, towers["image"], towers["text"], faults
-    )
+    return TeacherComparison(spec.slug, card.source, known, card.digest, len(drawn), tolerance, towers, faults)
 
 
 def _spec(store: FeatureStore, teacher: str) -> TeacherSpec:

@@ -29,7 +29,9 @@ from mmkd.extract.index import check_same_corpus, create_indexed_store, restore_
 from mmkd.extract.plan import ShardTask, plan_retries, plan_tasks
 from mmkd.extract.report import RunReport, ShardReport
 from mmkd.store import FeatureStore
+from mmkd.store.fold import fold
 from mmkd.store.inputs import shards_without_inputs
+from mmkd.store.ledger import unfold_entries
 from mmkd.store.record import Store
 from mmkd.store.run_log import RunLog
 from mmkd.store.writer import add_teacher, note_encoding_error
@@ -82,11 +84,15 @@ def extract(config: ExtractConfig, say: Say = print) -> RunReport:
                     say("no worker has joined yet; the run starts with the first one")
                 start_workers(client, plugin)
                 if retries:
+                    # Their files change: no folded file may vouch for them meanwhile.
+                    unfold_entries(config.store, {task.shard for task in retries})
                     _do(client, target, retries, report, config, say)
                     tasks = plan_tasks(store.shards, cards, FeatureStore.open(config.store).ledger, lacking, keep)
                 _do(client, target, tasks, report, config, say)
         for card in cards:
             note_encoding_error(store, card.slug)
+        for damage in fold(target).damaged:
+            say(f"not packed: {damage}")
         remove_abandoned(config.store)
     return report
 

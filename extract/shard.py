@@ -20,7 +20,7 @@ from mmkd.extract.report import Clock, ShardReport
 from mmkd.extract.teachers.protocol import Teacher
 from mmkd.store import FeatureStore
 from mmkd.store.inputs import SCHEMA, write_inputs
-from mmkd.store.layout import IMAGE_SOUND, TEXT_SOUND
+from mmkd.store.layout import IMAGE_SOUND, TEXT_SOUND, TOWERS
 from mmkd.store.ledger import entries_of_shard, remove_entry
 from mmkd.store.record import Store
 from mmkd.store.samples import read_part, with_columns, write_part
@@ -40,33 +40,34 @@ def extract_shard(store: Store, shard: int, teachers: Mapping[str, Teacher], ben
     captions = [text if row_live else None for text, row_live in zip(table["caption"].to_pylist(), live, strict=True)]
     faults = _caption_faults(table, captions)
     usable = [None if fault else caption for caption, fault in zip(captions, faults, strict=True)]
-    text_features = encode_captions(usable, teachers, bench, report, clock)
+    features = {"image": image_features, "text": encode_captions(usable, teachers, bench, report, clock)}
     final = final_rows(table, live, images, faults)
     report.count(final)
-    sound_image = _sound(images)
-    sound_text = np.array([caption is not None for caption in usable], dtype=bool)
+    sound = {"image": _sound(images), "text": np.array([caption is not None for caption in usable], dtype=bool)}
     with clock("samples"):
         if any(slug not in teachers for slug in entries_of_shard(store.root, shard)):
             # Another teacher has been here: its rows stand, and what changed since is not mixed in.
             sha = sha_before
             before, now = (np.array(part["image_sha256"].to_pylist(), dtype=object) for part in (table, final))
             report.changed = int(np.count_nonzero(before != now))
-            sound_image &= before == now
+            sound["image"] &= before == now
         else:
             sha = write_part(store.root, shard, final)
     for slug, teacher in teachers.items():
         with clock(f"write {slug}"):
-            good_image = sound_features(image_features[slug], sound_image)
-            good_text = sound_features(text_features[slug], sound_text)
-            if lost := np.count_nonzero(sound_image & ~good_image) + np.count_nonzero(sound_text & ~good_text):
-                report.not_finite[slug] = int(lost)
-            valid = (good_image * IMAGE_SOUND | good_text * TEXT_SOUND).astype(np.uint8)
-            features = ShardFeatures(image_features[slug], text_features[slug], valid)
-            write_shard(store, teacher.card, shard, features, sha)
+            valid, lost = np.zeros(len(table), dtype=np.uint8), 0
+            for tower, bit in teacher.card.sound_bits.items():
+                good = sound_features(features[tower][slug], sound[tower])
+                lost += int(np.count_nonzero(sound[tower] & ~good))
+                valid |= good.astype(np.uint8) * np.uint8(bit)
+            if lost:
+                report.not_finite[slug] = lost
+            image, text = (features[tower].get(slug) for tower in TOWERS)
+            write_shard(store, teacher.card, shard, ShardFeatures(image, text, valid), sha)
         bench.watch.beat()
     if bench.keep_inputs is not None:
         # Rows whose image is unsound or changed have no JPEG.
-        jpegs = [image.jpeg if image and good else None for image, good in zip(images, sound_image, strict=True)]
+        jpegs = [image.jpeg if image and good else None for image, good in zip(images, sound["image"], strict=True)]
         columns = [final["row"], final["image_sha256"], pa.array(jpegs, pa.large_binary())]
         write_inputs(store.root, shard, bench.keep_inputs, pa.table(columns, names=SCHEMA.names))
     halved = bench.sizes.halved.items()
@@ -102,9 +103,9 @@ def retry_shard(store: Store, shard: int, teachers: Mapping[str, Teacher], bench
         stored, own = FeatureStore.open(store.root), store.record.shard_rows(shard)
         before = {}
         for slug in teachers:
-            arrays = stored.image(slug), stored.text(slug), stored.valid(slug)
-            image, text, valid = (np.array(array[own.start : own.stop]) for array in arrays)
-            before[slug] = ShardFeatures(image, text, valid)
+            rows, towers = slice(own.start, own.stop), teachers[slug].card.towers
+            image, text = (np.array(stored.features(slug, t)[rows]) if t in towers else None for t in TOWERS)
+            before[slug] = ShardFeatures(image, text, stored.valid(slug)[rows].copy())
         for slug in entries_of_shard(store.root, shard):
             remove_entry(store.root, shard, slug)
         order = np.arange(len(table))
@@ -113,11 +114,12 @@ def retry_shard(store: Store, shard: int, teachers: Mapping[str, Teacher], bench
             sha = write_part(store.root, shard, pa.concat_tables([table, tried]).take(pa.array(order)).combine_chunks())
         for slug, teacher in teachers.items():
             with clock(f"write {slug}"):
-                good = sound_features(features[slug], sound)
-                report.not_finite[slug] = int(np.count_nonzero(sound & ~good))
-                before[slug].image[places] = features[slug]
-                before[slug].valid[places] &= TEXT_SOUND
-                before[slug].valid[places[good]] |= IMAGE_SOUND
+                if (image := before[slug].image) is not None:
+                    good = sound_features(features[slug], sound)
+                    report.not_finite[slug] = int(np.count_nonzero(sound & ~good))
+                    image[places] = features[slug]
+                    before[slug].valid[places] &= TEXT_SOUND
+                    before[slug].valid[places[good]] |= IMAGE_SOUND
                 write_shard(store, teacher.card, shard, before[slug], sha)
             bench.watch.beat()
     report.wall_seconds = time.perf_counter() - started

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from mmkd.base.errors import CorruptStoreError, UserError
 from mmkd.base.places.remote import StorePath, in_parallel
-from mmkd.store.chunk import can_map, map_chunks, read_ahead
+from mmkd.store.chunk import UnalignedError, can_map, map_runs, read_ahead
 from mmkd.store.encoding import ArraySpec, decode_rows
+from mmkd.store.stored_array import StoredArray
 
 CACHE_BYTES = 64 << 20
 """Chunks of one remote array that are kept, so that reading rows in order fetches each chunk once."""
@@ -57,40 +58,51 @@ and behind a URL, a `LazyRows`: an index along the first axis, or `numpy.asarray
 
 @dataclass(frozen=True)
 class ChunkedArray:
-    """Chunks of an array and their expected properties."""
+    """An array of a teacher with what the ledger says of its chunks."""
 
-    root: StorePath
-    spec: ArraySpec
+    stored: StoredArray
     rows: int
-    per_shard: int
-    chunks: tuple[tuple[str, str] | None, ...]
-    """Path and CRC32C of each shard's chunk; None where there is no ledger entry."""
+    checksums: tuple[str, ...]
+    """CRC32C of each shard's chunk; empty where the ledger vouches for none."""
     read_around: bool = True
-    """As `mmkd.store.chunk.map_chunks` takes it."""
+    """As `mmkd.store.chunk.map_runs` takes it."""
+
+    @property
+    def spec(self) -> ArraySpec:
+        return self.stored.spec
+
+    @property
+    def per_shard(self) -> int:
+        return self.stored.per_shard
+
+    @property
+    def root(self) -> StorePath:
+        return self.stored.root
 
     def body(self, shard: int) -> NDArray[Any]:
         """Return one chunk, (R, D) or (R,): checked against the ledger, or the fill value where there is none."""
-        chunk = self.chunks[shard]
-        if chunk is None:
+        if not self.checksums[shard]:
             return np.full(self.spec.shape(self.per_shard), self.spec.fill, dtype=self.spec.stored)
-        return self.spec.read(self.root, *chunk, self.per_shard)
+        return self.stored.read(shard, self.checksums[shard])
 
     def load(self) -> NDArray[Any]:
-        """Return the whole array in memory, read-only. Raises CorruptStoreError as `read_body`."""
-        array = np.empty(self.spec.shape(len(self.chunks) * self.per_shard), dtype=self.spec.stored)
-        for shard, body in enumerate(in_parallel(self.body, range(len(self.chunks)), self.root)):
+        """Return the whole array in memory, read-only. Raises CorruptStoreError as `StoredArray.read`."""
+        shards = len(self.checksums)
+        array = np.empty(self.spec.shape(shards * self.per_shard), dtype=self.spec.stored)
+        for shard, body in enumerate(in_parallel(self.body, range(shards), self.root)):
             array[shard * self.per_shard : (shard + 1) * self.per_shard] = body
         array.flags.writeable = False
         return array[: self.rows]
 
     def map(self) -> NDArray[Any]:
         """Return the whole array over the files' pages, read-only. Raises CorruptStoreError if a chunk is missing or
-        has another size; UserError if the system allows a process fewer maps than there are chunks."""
-        paths = [Path(str(self.root)) / chunk[0] if chunk else None for chunk in self.chunks]
+        has another size; UserError if the system allows a process fewer maps than there are runs of chunks."""
         try:
-            size = self.spec.chunk_bytes(self.per_shard)
-            flat = map_chunks(paths, size, lambda: self.body(paths.index(None)).tobytes(), self.read_around)
-            return flat.view(self.spec.stored).reshape(self.spec.shape(len(paths) * self.per_shard))[: self.rows]
+            try:
+                return self._mapped()
+            except FileNotFoundError:  # packed since it was looked up, or gone
+                self.stored.forget()
+                return self._mapped()
         except FileNotFoundError as error:
             raise CorruptStoreError(
                 f"{error.filename} is missing although the ledger vouches for it; run `mmkd store verify {self.root}`"
@@ -101,16 +113,28 @@ class ChunkedArray:
             limit = Path("/proc/sys/vm/max_map_count")
             allowed = f" (vm.max_map_count is {limit.read_text().strip()})" if limit.is_file() else ""
             raise UserError(
-                f"{self.root}: the system does not let this process map {len(paths):,} more files{allowed}, and an "
-                "array takes one map per shard; allow more with `sysctl -w vm.max_map_count=1000000`, or open fewer "
-                "teachers"
+                f"{self.root}: the system does not let this process map {len(self.checksums):,} more chunks{allowed}; "
+                f"pack them with `mmkd store fold {self.root}`, which needs a map per pack, or allow more with "
+                "`sysctl -w vm.max_map_count=1000000`"
             ) from error
+
+    def _mapped(self) -> NDArray[Any]:
+        size, chunks = self.stored.chunk_bytes, len(self.checksums)
+        fill = np.full(self.spec.shape(self.per_shard), self.spec.fill, dtype=self.spec.stored)
+        runs = self.stored.runs([bool(checksum) for checksum in self.checksums])
+        flat = map_runs(runs, chunks, size, fill.tobytes, self.read_around)
+        return flat.view(self.spec.stored).reshape(self.spec.shape(chunks * self.per_shard))[: self.rows]
 
     def open(self) -> NDArray[Any] | LazyRows:
         """Return the array: mapped where files can be, fetched by chunks behind a URL, else in memory."""
         if not isinstance(self.root, Path):
             return RemoteRows(self)
-        return self.map() if can_map(self.spec.chunk_bytes(self.per_shard)) else self.load()
+        if not can_map(self.stored.chunk_bytes):
+            return self.load()
+        try:
+            return self.map()
+        except UnalignedError:  # a pack of another writer
+            return self.load()
 
 
 class RemoteRows(LazyRows):
@@ -120,7 +144,7 @@ class RemoteRows(LazyRows):
         self._array = array
         self.shape = array.spec.shape(array.rows)
         self.dtype = np.dtype(array.spec.dtype)
-        self._cached = max(1, CACHE_BYTES // max(1, array.spec.chunk_bytes(array.per_shard)))
+        self._cached = max(1, CACHE_BYTES // max(1, array.stored.chunk_bytes))
         self._chunk = lru_cache(maxsize=self._cached)(array.body)
 
     def _gather(self, rows: Any) -> NDArray[Any]:

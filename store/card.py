@@ -7,14 +7,14 @@ import json
 from functools import cached_property
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, computed_field
+from pydantic import AfterValidator, Field, computed_field, model_validator
 
 from mmkd.base.errors import CorruptStoreError, UserError
 from mmkd.base.files import list_folder
 from mmkd.base.places.remote import StorePath
-from mmkd.store.encoding import CosineError, Encoding
+from mmkd.store.encoding import VALID, ArraySpec, CosineError, Encoding, tower_arrays
 from mmkd.store.hierarchy import Document, is_there, parse_document, read_json, sealed_content
-from mmkd.store.layout import MAX_DIM, Tower, check_slug, is_slug, teacher_group
+from mmkd.store.layout import MAX_DIM, SOUND_BIT, TOWERS, Tower, check_slug, is_slug, teacher_group
 
 
 class Preprocessing(Document):
@@ -34,6 +34,13 @@ class Preprocessing(Document):
     """PIL mode in which the image is resized last: `RGB`, or `L` for a teacher that sees one channel thrice."""
 
 
+def _check_towers(towers: tuple[Tower, ...]) -> tuple[Tower, ...]:
+    """Return a non-empty part of `TOWERS`, in its order."""
+    if not towers or towers != tuple(tower for tower in TOWERS if tower in towers):
+        raise ValueError(f"towers are {list(towers)}, expected image, text, or both in this order")
+    return towers
+
+
 class TeacherCard(Document):
     """A teacher's card. Two cards with equal `digest` give equal features: it covers weights, preprocessing, tokenizer
     and widths, and leaves out what cannot change a feature (place, license, library versions)."""
@@ -43,12 +50,16 @@ class TeacherCard(Document):
     """Source of the weights as a user would type it: `local-dir:...`, `hf-hub:...`."""
     revision: str = ""
     weights_sha256: str
-    preprocessing: Preprocessing
-    tokenizer_sha256: str
-    context_length: int = Field(ge=0)
-    """Tokens a caption is cut to; 0 if not stated (imported features)."""
+    towers: Annotated[tuple[Tower, ...], AfterValidator(_check_towers)] = TOWERS
+    """Towers that the teacher has; only their features are stored."""
+    preprocessing: Preprocessing | None = None
+    """None without an image tower."""
+    tokenizer_sha256: str = ""
+    """Empty without a text tower."""
+    context_length: int = Field(default=0, ge=0)
+    """Tokens a caption is cut to; 0 if not stated (imported features), and without a text tower."""
     dim: int = Field(gt=0, le=MAX_DIM)
-    """Width D of the shared image-text space, as stored."""
+    """Width D of a feature, as stored; both towers of one teacher share a space."""
     encoding: Encoding = "float16"
     loader: str = "open_clip"
     """Code path that turns the files into features (pooling, masks and activations are its business)."""
@@ -56,7 +67,7 @@ class TeacherCard(Document):
     """True when stored features have unit norm; false when they are the encoder's own output."""
     logit_scale: float | None = None
     """exp of the learned temperature: cosine times this are the teacher's logits."""
-    licence: str = "not stated"
+    license: str = "not stated"
     versions: dict[str, str] = Field(default_factory=dict)
     """Libraries that ran the teacher, name to version."""
     encoding_error: dict[Tower, CosineError] | None = None
@@ -70,12 +81,49 @@ class TeacherCard(Document):
         content = self.model_dump(exclude={"digest", "encoding", "encoding_error"})
         return TeacherCard.model_validate(content | {"encoding": encoding})
 
+    @model_validator(mode="after")
+    def _preprocessing_is_of_images(self) -> TeacherCard:
+        if (self.preprocessing is not None) != ("image" in self.towers):
+            raise ValueError("preprocessing is stated exactly for a teacher with an image tower")
+        return self
+
+    def tower_arrays(self, tower: Tower) -> tuple[ArraySpec, ...]:
+        """Return the values, and for int8 their scales. Raises UserError if the teacher has no such tower."""
+        if tower not in self.towers:
+            raise UserError(
+                f"teacher {self.slug} has no {tower} tower (its card lists {self.towers[0]} only); "
+                f"name teachers with {'an' if tower == 'image' else 'a'} {tower} tower"
+            )
+        return tower_arrays(tower, self.encoding, self.dim)
+
+    @property
+    def image_preprocessing(self) -> Preprocessing:
+        """Return the preprocessing. Raises UserError if the teacher has no image tower."""
+        self.tower_arrays("image")
+        assert self.preprocessing is not None
+        return self.preprocessing
+
+    @property
+    def arrays(self) -> tuple[ArraySpec, ...]:
+        """Return all arrays in the order in which they are written."""
+        return (*(spec for tower in self.towers for spec in self.tower_arrays(tower)), VALID)
+
+    @property
+    def sound_bits(self) -> dict[Tower, int]:
+        """Return the bit of `valid` of each tower."""
+        return {tower: SOUND_BIT[tower] for tower in self.towers}
+
+    @property
+    def all_sound(self) -> int:
+        """Return the value of `valid` where every tower of the teacher is sound."""
+        return sum(self.sound_bits.values())
+
     @computed_field  # type: ignore[prop-decorator]
     @cached_property
     def digest(self) -> str:
         """First 16 hex digits of the SHA-256 over everything that can change a feature."""
-        identity = {"weights_sha256", "preprocessing", "tokenizer_sha256", "context_length", "dim", "encoding"}
-        content = self.model_dump(include={*identity, "loader", "normalized"})
+        names = {"weights_sha256", "preprocessing", "tokenizer_sha256", "context_length", "towers", "dim", "encoding"}
+        content = self.model_dump(include={*names, "loader", "normalized"})
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

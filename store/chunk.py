@@ -1,8 +1,8 @@
-"""Chunk files: the array's bytes, little-endian, row-major, then their CRC32C, as Zarr v3's codecs [bytes, crc32c]
-give; written by hand because the ledger needs the checksum too. Many files are read as one array without a copy: a span
-of addresses is reserved, and every file's body is mapped at its place in it. As the chunk's size is a multiple of the
-page, the bodies touch and the four CRC bytes after each fall outside. The kernel's read-ahead, megabytes around each
-page on some disks, is wrong for random rows of a store larger than memory (measured in docs/stores.md)."""
+"""Chunks: the array's bytes, little-endian, row-major; a loose one ends with their CRC32C. Many files are read as one
+array without a copy: a span of addresses is reserved, and every run of bodies is mapped at its place in it. As the
+chunk's size is a multiple of the page, the bodies touch, and what lies behind them in a file falls outside. The
+kernel's read-ahead, megabytes around each page on some disks, is wrong for random rows of a store larger than memory
+(measured in docs/stores.md)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import os
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -94,46 +95,72 @@ def _libc() -> ctypes.CDLL:
     return libc
 
 
-def _mmap(libc: ctypes.CDLL, address: int | None, length: int, flags: int, fd: int) -> int:
-    mapped = libc.mmap(address, length, mmap.PROT_READ if fd >= 0 else 0, flags, fd, 0)
+def _mmap(libc: ctypes.CDLL, address: int | None, length: int, flags: int, fd: int, offset: int = 0) -> int:
+    mapped = libc.mmap(address, length, mmap.PROT_READ if fd >= 0 else 0, flags, fd, offset)
     if mapped == _MAP_FAILED:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return int(mapped)
 
 
-def map_chunks(
-    paths: Sequence[Path | None], chunk_bytes: int, filler: Callable[[], bytes], read_around: bool = True
+class UnalignedError(Exception):
+    """A body does not begin at a page, so that it cannot be mapped."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Bodies of `chunks` consecutive shards that follow one another in a file from byte `start` on. file: an open
+    descriptor, or a path; None for chunks that are in no file. size: bytes that the file must have, where known."""
+
+    file: int | Path | None
+    start: int
+    chunks: int
+    size: int | None = None
+
+
+def map_runs(
+    runs: Iterable[Run], chunks: int, chunk_bytes: int, filler: Callable[[], bytes], read_around: bool = True
 ) -> NDArray[np.uint8]:
-    """Map the bodies of chunk files, of `chunk_bytes` each, side by side: uint8 (len(paths) * chunk_bytes,), read-only.
-    `filler` gives the bytes that all missing chunks (None) share; `read_around`: let the kernel read around a page that
-    is touched. Raises CorruptStoreError if a file has another size (touching what is not there would kill the process);
+    """Map runs of `chunks` bodies, of `chunk_bytes` each, side by side: uint8 (chunks * chunk_bytes,), read-only.
+    `filler` gives the bytes that all missing chunks share; `read_around`: let the kernel read around a page that is
+    touched. Raises CorruptStoreError if a file has another size (touching what is not there would kill the process);
     OSError if the system refuses. `can_map(chunk_bytes)` must hold."""
-    total = len(paths) * chunk_bytes
+    total = chunks * chunk_bytes
     if not total:
         return np.empty(0, dtype=np.uint8)
     libc = _libc()
     span = _mmap(libc, None, total, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE, -1)
     block = (ctypes.c_ubyte * total).from_address(span)
     weakref.finalize(block, libc.munmap, span, total)
-    missing = _anonymous_file(filler()) if None in paths else None
+    missing: int | None = None
+    place = span
     try:
-        for index, path in enumerate(paths):
+        for run in runs:
+            if run.file is None and missing is None:
+                missing = _anonymous_file(filler())
             # A pipe has no size, and opening it would block.
-            fd = missing if path is None else os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            assert fd is not None
+            opened = (
+                os.open(run.file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK) if isinstance(run.file, Path) else None
+            )
+            fd = opened if opened is not None else missing if run.file is None else run.file
+            assert isinstance(fd, int)
             try:
-                if path is not None and (size := os.fstat(fd).st_size) != chunk_bytes + CRC_BYTES:
+                if run.size is not None and (size := os.fstat(fd).st_size) != run.size:
                     raise CorruptStoreError(
-                        f"{path} has {size} bytes, expected {chunk_bytes + CRC_BYTES}; run `mmkd store verify`"
+                        f"{run.file} has {size} bytes, expected {run.size}; run `mmkd store verify`"
                     )
-                _mmap(libc, span + index * chunk_bytes, chunk_bytes, mmap.MAP_SHARED | _MAP_FIXED, fd)
+                if run.start % mmap.PAGESIZE:
+                    raise UnalignedError
+                length = run.chunks * chunk_bytes
+                _mmap(libc, place, length, mmap.MAP_SHARED | _MAP_FIXED, fd, run.start)
+                place += length
             finally:
-                if path is not None:
-                    os.close(fd)
+                if opened is not None:
+                    os.close(opened)
     finally:
         if missing is not None:
             os.close(missing)
+    assert place == span + total
     if not read_around:
         libc.madvise(span, total, _MADV_RANDOM)
     return np.frombuffer(memoryview(block).toreadonly(), dtype=np.uint8)

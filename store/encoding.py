@@ -10,10 +10,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from mmkd.base.places.remote import StorePath
-from mmkd.store.chunk import read_body
 from mmkd.store.hierarchy import Document
-from mmkd.store.layout import TOWERS, Tower, teacher_group
+from mmkd.store.layout import Tower, teacher_group
 
 Encoding = Literal["float16", "float32", "int8"]
 ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
@@ -56,17 +54,16 @@ class ArraySpec:
         """As it lies in files: little-endian."""
         return np.dtype(self.dtype).newbyteorder("<")
 
-    def read(self, root: StorePath, chunk: str, crc32c: str, per_shard: int) -> NDArray[Any]:
-        """Return one shard's chunk, (R, D) or (R,). Raises CorruptStoreError as `read_body`."""
-        data = read_body(root, chunk, self.chunk_bytes(per_shard), crc32c)
-        return np.frombuffer(data, dtype=self.stored).reshape(self.shape(per_shard))
-
     def document(self, slug: str) -> str:
         return f"{teacher_group(slug)}/{self.name}/zarr.json"
 
-    def chunk(self, slug: str, shard: int) -> str:
-        """Return the path of one shard's chunk inside the store, by Zarr's default key encoding."""
-        return f"{teacher_group(slug)}/{self.name}/c/{shard}{'' if self.width is None else '/0'}"
+    def pack(self, slug: str, number: int) -> str:
+        """Return the path of a pack inside the store, by Zarr's default key encoding."""
+        return f"{teacher_group(slug)}/{self.name}/c/{number}{'' if self.width is None else '/0'}"
+
+    def loose(self, slug: str, shard: int) -> str:
+        """Return the path of one shard's chunk until it is packed."""
+        return f"{teacher_group(slug)}/{self.name}/loose/{shard:05d}"
 
     def shape(self, rows: int) -> tuple[int, ...]:
         return (rows,) if self.width is None else (rows, self.width)
@@ -75,10 +72,8 @@ class ArraySpec:
         return per_shard * (self.width or 1) * np.dtype(self.dtype).itemsize
 
 
-def teacher_arrays(encoding: Encoding, dim: int) -> tuple[ArraySpec, ...]:
-    """Return the arrays of a teacher in the order in which they are written."""
-    towers = (spec for tower in TOWERS for spec in tower_arrays(tower, encoding, dim))
-    return (*towers, ArraySpec("valid", "uint8", None))
+VALID = ArraySpec("valid", "uint8", None)
+"""Soundness bits of every teacher."""
 
 
 def tower_arrays(tower: Tower, encoding: Encoding, dim: int) -> tuple[ArraySpec, ...]:

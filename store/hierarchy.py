@@ -54,17 +54,35 @@ def group_document(content: dict[str, Any] | None = None) -> dict[str, Any]:
     return {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
 
 
-def array_document(shape: tuple[int, ...], chunk: tuple[int, ...], data_type: str) -> dict[str, Any]:
-    """Return a Zarr array of uncompressed little-endian chunks with CRC32C; missing floats are NaN, missing bits 0."""
+def array_document(
+    shape: tuple[int, ...],
+    chunk: tuple[int, ...],
+    data_type: str,
+    *,
+    inner: tuple[int, ...] | None = None,
+    axis: str = "feature",
+) -> dict[str, Any]:
+    """Return a Zarr array of uncompressed little-endian chunks; missing floats are NaN, missing bits 0. `inner`: shape
+    of the chunks that each `chunk` is a pack of (Zarr's sharding codec); without it a chunk ends with its CRC32C.
+    `axis`: name of the second dimension, if there is one; the first is `row`."""
     one_byte = data_type in ("int8", "uint8")
-    serializer = {"name": "bytes"} | ({} if one_byte else {"configuration": {"endian": "little"}})
+    little = {"name": "bytes", "configuration": {"endian": "little"}}
+    serializer = {"name": "bytes"} if one_byte else little
+    pack = {
+        "chunk_shape": list(inner or ()),
+        "codecs": [serializer],
+        "index_codecs": [little, {"name": "crc32c"}],
+        "index_location": "end",
+    }
+    codecs = [{"name": "sharding_indexed", "configuration": pack}] if inner else [serializer, {"name": "crc32c"}]
     return {
         "shape": list(shape),
         "data_type": data_type,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "fill_value": 0 if one_byte else "NaN",
-        "codecs": [serializer, {"name": "crc32c"}],
+        "codecs": codecs,
+        "dimension_names": ["row", axis][: len(shape)],
         "attributes": {},
         "zarr_format": 3,
         "node_type": "array",

@@ -9,11 +9,16 @@ from typing import Literal, get_args
 
 from mmkd.base.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_ROWS_PER_SHARD = 16384
 MIN_ROWS_PER_SHARD = 256
 MAX_SHARDS = 1 << 20
 """Maximum shards of a store: 17 billion rows at the usual size. More is an attack or an accident."""
+SHARDS_PER_PACK = 32
+"""Half a million rows at the usual size: packs of half a gigabyte for 512 float16 values."""
+MAX_SHARDS_PER_PACK = 4096
+FOLDED_SHARDS = 1000
+"""Shards whose ledger entries are folded into one file."""
 MAX_DIM = 1 << 14
 """Width of a feature; a shard's chunk then stays below 1 GiB."""
 
@@ -26,6 +31,7 @@ TEXT_SOUND = 2
 """Bit of `valid`: the text feature is finite with a norm above zero, its input is not empty."""
 SOUND_BIT: dict[Tower, int] = {"image": IMAGE_SOUND, "text": TEXT_SOUND}
 TOWER_INPUTS: dict[Tower, str] = {"image": "images", "text": "captions"}
+OTHER_TOWER: dict[Tower, Tower] = {"image": "text", "text": "image"}
 PAIR_SOUND = IMAGE_SOUND | TEXT_SOUND
 
 # A slug becomes a folder name: no separators, no leading dot, so it can never leave `teachers/`.
@@ -67,3 +73,8 @@ def teacher_group(slug: str) -> str:
 
 def ledger_entry(shard: int, slug: str) -> str:
     return f"ledger/{shard:05d}.{slug}.json"
+
+
+def folded_entries(shard: int) -> str:
+    """Return the file that holds the folded entries of a shard and its neighbors."""
+    return f"ledger/folded/{shard // FOLDED_SHARDS:05d}.jsonl"

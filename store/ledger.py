@@ -1,19 +1,27 @@
 """The ledger: one small JSON file for each shard of each teacher, written last, authoritative: a chunk without an entry
-counts as absent. Equal work gives equal bytes (times go to `runs/`)."""
+counts as absent. Finished entries are folded into one file per `FOLDED_SHARDS` shards, one per line, with a digest over
+them. Whoever changes a finished shard takes its entries out of that file first, so an entry that is in both places is
+the same. Equal work gives equal bytes (times go to `runs/`)."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import PurePosixPath
 
 from mmkd.base.errors import CorruptStoreError
 from mmkd.base.files import disk_errors, write_atomically
 from mmkd.base.places.remote import StorePath, in_parallel
 from mmkd.store.encoding import ArraySpec, CosineError, Encoding
-from mmkd.store.hierarchy import Document, list_part, parse_document, read_file
-from mmkd.store.layout import ledger_entry
+from mmkd.store.hierarchy import Document, is_there, list_part, parse_document, read_file
+from mmkd.store.layout import TOWERS, Tower, folded_entries, ledger_entry
 
 MAX_ENTRY_BYTES = 1 << 16
 """An entry has some 300 bytes; larger ones are refused unread."""
+MAX_FOLDED_BYTES = 1 << 28
+FOLDED_FOLDER = "ledger/folded"
 
 _NAME = re.compile(r"(\d{5,})\.(.+)\.json")
 
@@ -26,10 +34,11 @@ class LedgerEntry(Document):
     teacher_digest: str
     rows: int
     """Rows of the corpus in this shard, sound or not."""
-    image_rows: int
-    text_rows: int
-    image_crc32c: str
-    text_crc32c: str
+    image_rows: int | None = None
+    text_rows: int | None = None
+    """Rows with a sound feature; None for a tower that the shard was not asked for."""
+    image_crc32c: str | None = None
+    text_crc32c: str | None = None
     valid_crc32c: str
     samples_sha256: str
     """Digest of the shard's sample part, which ties features to rows."""
@@ -40,6 +49,10 @@ class LedgerEntry(Document):
     text_error: CosineError | None = None
     """Loss from encoding in this shard; int8 only."""
 
+    def sound_rows(self, tower: Tower) -> int:
+        """Return the count of sound rows, 0 for a tower that was not asked for."""
+        return getattr(self, f"{tower}_rows") or 0
+
     def crc32c(self, spec: ArraySpec) -> str:
         """Return the checksum of this shard's chunk of one array; empty when the entry has none."""
         return getattr(self, f"{spec.name}_crc32c") or ""
@@ -48,10 +61,14 @@ class LedgerEntry(Document):
         """Return True if both vouch for the same arrays; sample rows may have got columns since."""
         return self == other.model_copy(update={"samples_sha256": self.samples_sha256})
 
-    def fits(self, encoding: Encoding) -> bool:
-        """Return True when members of int8 are present exactly for int8."""
-        extra = (self.image_scale_crc32c, self.text_scale_crc32c, self.image_error, self.text_error)
-        return all(member is not None for member in extra) if encoding == "int8" else extra == (None,) * 4
+    def fits(self, encoding: Encoding, towers: Sequence[Tower]) -> bool:
+        """Return True when the members of a tower are present exactly for `towers`, and those of int8 for int8."""
+        for tower in TOWERS:
+            members = {name: getattr(self, f"{tower}_{name}") for name in ("rows", "crc32c", "scale_crc32c", "error")}
+            wanted = ("rows", "crc32c", *(("scale_crc32c", "error") if encoding == "int8" else ()))
+            if {name for name, value in members.items() if value is not None} != set(wanted if tower in towers else ()):
+                return False
+        return True
 
 
 def write_entry(root: StorePath, entry: LedgerEntry) -> None:
@@ -70,19 +87,135 @@ def read_entry(path: StorePath) -> LedgerEntry:
 
 
 def remove_entry(root: StorePath, shard: int, slug: str) -> None:
-    """Delete a shard's entry, before any of its files changes. Raises StoreError if the store cannot be written."""
+    """Delete a shard's entry, before any of its files changes. Raises StoreError if the store cannot be written;
+    CorruptStoreError if the folded entries cannot be read."""
+    path = root / folded_entries(shard)
+    if is_there(path) and (shard, slug) in (entries := read_folded(path)):
+        write_folded(path, (entry for place, entry in entries.items() if place != (shard, slug)))
     path = root / ledger_entry(shard, slug)
     with disk_errors(path):
         path.unlink(missing_ok=True)
 
 
+def encode_folded(entries: Iterable[LedgerEntry]) -> bytes:
+    """Return entries one per line, by shard and teacher, and a last line with their number and a SHA-256 over the lines
+    above it."""
+    ordered = sorted(entries, key=lambda entry: (entry.shard, entry.teacher))
+    lines = "".join(entry.model_dump_json(exclude_none=True) + "\n" for entry in ordered).encode()
+    end = {"entries": len(ordered), "sha256": hashlib.sha256(lines).hexdigest()}
+    return lines + json.dumps(end).encode() + b"\n"
+
+
+def write_folded(path: StorePath, entries: Iterable[LedgerEntry]) -> None:
+    """Write a file of folded entries, or delete it when there are none left."""
+    if kept := list(entries):
+        write_atomically(path, encode_folded(kept))
+        return
+    with disk_errors(path):
+        path.unlink(missing_ok=True)
+
+
+def folded_lines(path: StorePath) -> tuple[list[bytes], bool]:
+    """Return the lines of a file of folded entries, and whether its digest is that of what was written. Raises
+    CorruptStoreError if it cannot be read."""
+    *lines, end = read_file(path, MAX_FOLDED_BYTES).removesuffix(b"\n").split(b"\n")
+    content = b"".join(line + b"\n" for line in lines)
+    expected = {"entries": len(lines), "sha256": hashlib.sha256(content).hexdigest()}
+    return lines, end == json.dumps(expected).encode()
+
+
+def read_folded(path: StorePath, shard: int | None = None) -> dict[tuple[int, str], LedgerEntry]:
+    """Read folded entries, keyed by (shard, teacher), of one shard or of all. Raises CorruptStoreError if the file was
+    cut or changed, or holds something else than entries of its shards."""
+    lines, whole = folded_lines(path)
+    if not whole:
+        raise CorruptStoreError(
+            f"{path} was cut or changed after it was written; `mmkd store verify --repair` keeps the entries "
+            "that agree with their files"
+        )
+    start = b'{"shard":' if shard is None else b'{"shard":%d,' % shard
+    entries = [parse_document(LedgerEntry, line, path) for line in lines if line.startswith(start)]
+    found = {(entry.shard, entry.teacher): entry for entry in entries}
+    misplaced = any(path.name != PurePosixPath(folded_entries(number)).name for number in {s for s, _ in found})
+    if misplaced or len(found) < len(entries) or (shard is None and len(entries) < len(lines)):
+        raise CorruptStoreError(f"{path} holds lines that are not one entry for each of its shards and teachers")
+    return found
+
+
+def fold_entries(root: StorePath) -> int:
+    """Move all loose entries into the files of folded ones; return how many. Raises CorruptStoreError as `read_ledger`;
+    StoreError if the ledger cannot be written."""
+    loose = _loose_entries(root, "*.json")
+    for file in sorted({folded_entries(entry.shard) for entry in loose}):
+        path = root / file
+        some = {(entry.shard, entry.teacher): entry for entry in loose if folded_entries(entry.shard) == file}
+        before = read_folded(path) if is_there(path) else {}
+        _refuse_other(root, before, some)
+        write_folded(path, (before | some).values())
+        for shard, slug in some:
+            with disk_errors(path):
+                (root / ledger_entry(shard, slug)).unlink(missing_ok=True)
+    return len(loose)
+
+
+def unfold_entries(root: StorePath, shards: Collection[int]) -> bool:
+    """Take the entries of shards that are about to change out of the files of folded ones; return True if there were
+    any. Raises as `fold_entries`."""
+    found = False
+    for path in _folded_files(root):
+        entries = read_folded(path)
+        out = [entry for entry in entries.values() if entry.shard in shards]
+        for entry in out:
+            write_entry(root, entry)
+        if out:
+            write_folded(path, (entry for entry in entries.values() if entry.shard not in shards))
+            found = True
+    return found
+
+
 def entries_of_shard(root: StorePath, shard: int) -> dict[str, LedgerEntry]:
-    """Return the entries of one shard as they are now, by teacher. Raises CorruptStoreError as `read_entry`."""
-    entries = in_parallel(read_entry, list_part(root, "ledger", f"{shard:05d}.*.json"), root)
-    return {entry.teacher: entry for entry in entries}
+    """Return the entries of one shard as they are now, by teacher. Raises CorruptStoreError as `read_ledger`."""
+    loose = {(entry.shard, entry.teacher): entry for entry in _loose_entries(root, f"{shard:05d}.*.json")}
+    path = root / folded_entries(shard)
+    folded = read_folded(path, shard) if is_there(path) else {}
+    _refuse_other(root, folded, loose)
+    return {slug: entry for (_, slug), entry in (folded | loose).items()}
 
 
 def read_ledger(root: StorePath) -> dict[tuple[int, str], LedgerEntry]:
-    """Read all entries, keyed by (shard, teacher). Raises as `list_part` and `read_entry`."""
-    entries = in_parallel(read_entry, list_part(root, "ledger", "*.json"), root)
-    return {(entry.shard, entry.teacher): entry for entry in entries}
+    """Read all entries, keyed by (shard, teacher). Raises CorruptStoreError if an entry or a file of folded ones cannot
+    be read, or a shard has two different entries of a teacher; otherwise as `list_part`."""
+    # Loose ones first: one that is folded meanwhile is then read from the folded file.
+    loose = {(entry.shard, entry.teacher): entry for entry in _loose_entries(root, "*.json")}
+    folded: dict[tuple[int, str], LedgerEntry] = {}
+    for some in in_parallel(read_folded, _folded_files(root), root):
+        folded |= some
+    _refuse_other(root, folded, loose)
+    return folded | loose
+
+
+def _folded_files(root: StorePath) -> Sequence[StorePath]:
+    return list_part(root, FOLDED_FOLDER, "*.jsonl")
+
+
+def _loose_entries(root: StorePath, pattern: str) -> list[LedgerEntry]:
+    def read(path: StorePath) -> LedgerEntry | None:
+        try:
+            return read_entry(path)
+        except CorruptStoreError:
+            if is_there(path):
+                raise
+            return None  # folded, or taken out, since it was listed
+
+    return [entry for entry in in_parallel(read, list_part(root, "ledger", pattern), root) if entry is not None]
+
+
+def _refuse_other(
+    root: StorePath, folded: dict[tuple[int, str], LedgerEntry], loose: dict[tuple[int, str], LedgerEntry]
+) -> None:
+    for place in folded.keys() & loose.keys():
+        if folded[place] != loose[place]:
+            raise CorruptStoreError(
+                f"{root}: {ledger_entry(*place)} disagrees with {folded_entries(place[0])}; "
+                "`mmkd store verify --repair` drops both, and `mmkd extract` makes the shard again"
+            )

@@ -18,16 +18,18 @@ from mmkd.base.errors import CorruptStoreError, StoreError, UserError
 from mmkd.base.files import write_atomically
 from mmkd.base.lock import only_writer
 from mmkd.store.card import TeacherCard
-from mmkd.store.chunk import CRC_BYTES, read_body
-from mmkd.store.encoding import ArraySpec, teacher_arrays
+from mmkd.store.chunk import encode_chunk
+from mmkd.store.encoding import ArraySpec
+from mmkd.store.fold import fold
 from mmkd.store.hierarchy import group_document, read_file, write_document
 from mmkd.store.inputs import InputsEntry, checked_inputs, put_inputs, read_inputs_ledger
 from mmkd.store.layout import sample_part
-from mmkd.store.ledger import LedgerEntry, read_ledger, remove_entry, write_entry
+from mmkd.store.ledger import LedgerEntry, read_ledger, remove_entry, unfold_entries, write_entry
 from mmkd.store.reader import FeatureStore
 from mmkd.store.record import Store, read_record
 from mmkd.store.samples import decode_part
 from mmkd.store.selections import read_selection, selection_names, write_selection
+from mmkd.store.stored_array import StoredArray
 from mmkd.store.writer import add_teacher, refuse_strangers
 
 
@@ -97,9 +99,11 @@ def pull(
                 add_teacher(Store(out, source.record), card)
             there = read_ledger(out)
             lacking = [entry for entry in wanted if there.get((entry.shard, entry.teacher)) != entry]
+            unfold_entries(out, {entry.shard for entry in lacking})
             before = every - len(lacking) - len(further)
             work = [partial(transfer.shard, source.card(entry.teacher), entry) for entry in lacking]
             sizes = _run(pool, [*work, *further], lambda done: progress(before + done, every))
+        fold(Store(out, source.record))
         chosen = len(sizes) - len(selections)
         return PullReport(
             rows=len(source),
@@ -148,6 +152,8 @@ class _Transfer:
 
     def __init__(self, source: FeatureStore, out: Path) -> None:
         self.source, self.root, self.out = source, source.root, out
+        self.target = Store(out, source.record)
+        self._arrays: dict[tuple[str, str], StoredArray] = {}
         self.vouched = {entry.shard: entry.samples_sha256 for entry in source.ledger.values()}
 
     def part(self, shard: int) -> int:
@@ -165,7 +171,7 @@ class _Transfer:
     def shard(self, card: TeacherCard, entry: LedgerEntry) -> int:
         """Copy the chunks of an entry, then the entry. An entry for other bytes is deleted first."""
         remove_entry(self.out, entry.shard, entry.teacher)
-        size = sum(self._chunk(spec, entry) for spec in teacher_arrays(card.encoding, card.dim))
+        size = sum(self._chunk(spec, entry) for spec in card.arrays if entry.crc32c(spec))
         write_entry(self.out, entry)
         return size
 
@@ -187,16 +193,17 @@ class _Transfer:
         return found.kept.size
 
     def _chunk(self, spec: ArraySpec, entry: LedgerEntry) -> int:
-        name = spec.chunk(entry.teacher, entry.shard)
-        length, crc = spec.chunk_bytes(self.source.record.rows_per_shard), entry.crc32c(spec)
+        crc = entry.crc32c(spec)
         try:
-            read_body(self.out, name, length, crc)
+            StoredArray(self.target, entry.teacher, spec).read(entry.shard, crc)
         except CorruptStoreError:
-            body = read_body(self.root, name, length, crc)
-            data = body + int(crc, 16).to_bytes(CRC_BYTES, "little")
-            write_atomically(self.out / name, data)
+            data, _ = encode_chunk(self._source_array(entry.teacher, spec).read(entry.shard, crc))
+            write_atomically(self.out / spec.loose(entry.teacher, entry.shard), data)
             return len(data)
         return 0
+
+    def _source_array(self, slug: str, spec: ArraySpec) -> StoredArray:
+        return self._arrays.setdefault((slug, spec.name), StoredArray(self.source, slug, spec))
 
 
 def _is_part(data: bytes, sha256: str | None) -> bool:

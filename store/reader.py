@@ -20,13 +20,13 @@ from mmkd.base.process import free_memory
 from mmkd.base.text import counted, html_table
 from mmkd.store.array import ChunkedArray, DecodedRows, FeatureArray
 from mmkd.store.card import TeacherCard, read_card, read_cards
-from mmkd.store.chunk import CRC_BYTES
-from mmkd.store.encoding import ArraySpec, teacher_arrays, tower_arrays
-from mmkd.store.layout import PAIR_SOUND, TOWERS, Tower, sample_part
+from mmkd.store.encoding import VALID, ArraySpec
+from mmkd.store.layout import TOWERS, Tower, sample_part
 from mmkd.store.ledger import LedgerEntry, read_ledger
 from mmkd.store.record import Store, StoreRecord, read_record
 from mmkd.store.samples import read_samples, sample_dataset
 from mmkd.store.selections import apply_selection, read_selection
+from mmkd.store.stored_array import StoredArray
 from mmkd.store.verify import VerifyReport, verify
 
 
@@ -35,8 +35,10 @@ class TeacherSummary:
     """One teacher's share of a store: shards with a ledger entry, rows with a sound feature, bytes of chunks."""
 
     shards_done: int
-    image_rows: int
-    text_rows: int
+    shards_asked: int
+    """Shards with inputs of the teacher's towers."""
+    rows: dict[Tower, int]
+    """By tower that the teacher has."""
     bytes: int
     digest: str
 
@@ -59,13 +61,14 @@ class StoreSummary:
     @property
     def complete(self) -> bool:
         """True when every shard of every teacher has a ledger entry."""
-        return bool(self.teachers) and all(teacher.shards_done == self.shards for teacher in self.teachers.values())
+        found = self.teachers.values()
+        return bool(self.teachers) and all(teacher.shards_done == teacher.shards_asked for teacher in found)
 
 
 class FeatureStore(Store):
     """Features of T teachers for N rows, opened by `FeatureStore.open(path)`: memory-mapped, or, behind a URL, fetched
-    by whole chunks (slow for training; `mmkd store pull` first). A row without a ledger entry reads as NaN and is not
-    available."""
+    by whole chunks (slow for training; `mmkd store pull` first). A row without a ledger entry, or that a tower was not
+    asked for, reads as NaN and is not available."""
 
     def __init__(self, root: StorePath, record: StoreRecord, teachers: dict[str, TeacherCard]) -> None:
         super().__init__(root, record)
@@ -93,25 +96,26 @@ class FeatureStore(Store):
 
     def _repr_html_(self) -> str:
         """HTML for notebooks: a table of the teachers. Reads the ledger only; every text from a file is escaped."""
-        rows, shards = counted(len(self), "row"), counted(self.shards, "shard")
-        title = f"mmkd store {self.root}: {rows} in {shards} of {self.record.rows_per_shard:,}"
-        header = ("teacher", "width", "encoding", "shards", "images", "captions", "source", "licence")
+        size = f"{counted(len(self), 'row')} in {counted(self.shards, 'shard')} of {self.record.rows_per_shard:,}"
+        title = f"mmkd store {self.root}: {size}"
+        header = ("teacher", "width", "encoding", "shards", "images", "captions", "source", "license")
         teachers: list[tuple[str, ...]] = []
         for slug, card in self.teachers.items():
             found = self._teacher_summary(slug)
-            counts = (f"{found.shards_done} of {self.shards}", f"{found.image_rows:,}", f"{found.text_rows:,}")
-            teachers.append((slug, str(card.dim), card.encoding, *counts, card.source, card.licence))
+            rows = (f"{found.rows[tower]:,}" if tower in found.rows else "-" for tower in TOWERS)
+            counts = (f"{found.shards_done} of {found.shards_asked}", *rows)
+            teachers.append((slug, str(card.dim), card.encoding, *counts, card.source, card.license))
         return html_table(title, header, teachers or [("no teachers yet",)])
 
     def __getitem__(self, rows: int | Sequence[int] | NDArray[np.integer[Any]]) -> dict[str, Any]:
         """Return one row (negative from the end) or several, as a `torch.utils.data.DataLoader` needs: `row` (int or
-        int64 (n,)), and `SLUG/image`, `SLUG/text` for each teacher: copies (D,) or (n, D), NaN where missing. Raises
+        int64 (n,)), and `SLUG/TOWER` for each tower of each teacher: copies (D,) or (n, D), NaN where missing. Raises
         IndexError."""
         numbers = np.asarray(rows, dtype=np.int64)
         if ((numbers < -len(self)) | (numbers >= len(self))).any():
             raise IndexError(f"row {rows} is outside {self.root}, which has {len(self)} rows")
         numbers = np.where(numbers < 0, numbers + len(self), numbers)
-        towers = [(slug, tower) for slug in self.teachers for tower in TOWERS]
+        towers = [(slug, tower) for slug, card in self.teachers.items() for tower in card.towers]
         picked = {f"{slug}/{tower}": np.array(self.features(slug, tower)[numbers]) for slug, tower in towers}
         return {"row": numbers if np.ndim(numbers) else int(numbers)} | picked
 
@@ -156,6 +160,10 @@ class FeatureStore(Store):
             raise UserError(f"{self.root} has no teacher {slug!r}; it has {', '.join(self.teachers) or 'none'}")
         return self.teachers[slug]
 
+    def having(self, slugs: Sequence[str], tower: Tower) -> tuple[str, ...]:
+        """Return those of some teachers that have a tower."""
+        return tuple(slug for slug in slugs if tower in self.card(slug).towers)
+
     def image(self, slug: str) -> FeatureArray:
         """Return the image features of one teacher: (N, D), read-only, NaN where missing; see `FeatureArray`."""
         return self.features(slug, "image")
@@ -164,9 +172,9 @@ class FeatureStore(Store):
         return self.features(slug, "text")
 
     def features(self, slug: str, tower: Tower) -> FeatureArray:
-        card = self.card(slug)
+        """Return the features of one tower as `image` does. Raises UserError if the teacher has no such tower."""
         if (slug, tower) not in self._features:
-            values, *scales = (self.array(slug, spec) for spec in tower_arrays(tower, card.encoding, card.dim))
+            values, *scales = (self.array(slug, spec) for spec in self.card(slug).tower_arrays(tower))
             opened = values.open()
             # Concurrent first threads may open it twice; all use one of the two.
             self._features.setdefault((slug, tower), DecodedRows(opened, scales[0].load()) if scales else opened)
@@ -174,19 +182,21 @@ class FeatureStore(Store):
 
     def valid(self, slug: str) -> NDArray[np.uint8]:
         """Return soundness bits of one teacher, uint8 (N,): `IMAGE_SOUND` | `TEXT_SOUND`; 0 without a ledger entry."""
-        card = self.card(slug)
-        return self.array(slug, teacher_arrays(card.encoding, card.dim)[-1]).load()
+        self.card(slug)
+        return self.array(slug, VALID).load()
 
     def available(self, selection: str | None = None) -> NDArray[np.bool_]:
-        """Return where teachers, T in the order of `teachers`, have sound image and text features (and `selection`
-        keeps the pair): bool (N, T). Raises as `read_selection` and `apply_selection`."""
+        """Return where teachers, T in the order of `teachers`, have sound features of all their towers: bool (N, T);
+        only where `selection` keeps the pair, for teachers with both towers (it judges no other). Raises as
+        `read_selection` and `apply_selection`."""
         if not self.teachers:
             return np.zeros((len(self), 0), dtype=bool)
-        sound = np.stack([self.valid(slug) & PAIR_SOUND == PAIR_SOUND for slug in self.teachers], axis=1)
-        if selection is None:
-            return sound
-        digests = {slug: card.digest for slug, card in self.teachers.items()}
-        return apply_selection(read_selection(self, selection), digests, sound)
+        sound = np.stack([self.valid(slug) == card.all_sound for slug, card in self.teachers.items()], axis=1)
+        if selection is not None:
+            chosen, judged = read_selection(self, selection), [card.towers == TOWERS for card in self.teachers.values()]
+            digests = {slug: card.digest for slug, card in self.teachers.items() if card.towers == TOWERS}
+            sound[:, judged] = apply_selection(chosen, digests, sound[:, judged])
+        return sound
 
     @property
     def samples(self) -> pads.Dataset:
@@ -230,25 +240,25 @@ class FeatureStore(Store):
     def _teacher_summary(self, slug: str) -> TeacherSummary:
         card = self.teachers[slug]
         entries = [entry for (_, teacher), entry in self.ledger.items() if teacher == slug]
-        sizes = (spec.chunk_bytes(self.record.rows_per_shard) for spec in teacher_arrays(card.encoding, card.dim))
+        sizes = {spec: spec.chunk_bytes(self.record.rows_per_shard) for spec in card.arrays}
         return TeacherSummary(
             shards_done=len(entries),
-            image_rows=sum(entry.image_rows for entry in entries),
-            text_rows=sum(entry.text_rows for entry in entries),
-            bytes=len(entries) * sum(size + CRC_BYTES for size in sizes),
+            shards_asked=len(self.record.asked_shards(card)),
+            rows={tower: sum(entry.sound_rows(tower) for entry in entries) for tower in card.towers},
+            bytes=sum(size for entry in entries for spec, size in sizes.items() if entry.crc32c(spec)),
             digest=card.digest,
         )
 
     def array(self, slug: str, spec: ArraySpec) -> ChunkedArray:
-        """Return one array of `mmkd.store.encoding.teacher_arrays` as stored in files, chunk by chunk."""
+        """Return one array of `TeacherCard.arrays` as stored in files, chunk by chunk."""
         self._refuse_replaced(self.ledger)
-        entries = ((shard, self.ledger.get((shard, slug))) for shard in range(self.shards))
-        chunks = tuple((spec.chunk(slug, shard), entry.crc32c(spec)) if entry else None for shard, entry in entries)
-        return ChunkedArray(self.root, spec, len(self), self.record.rows_per_shard, chunks, self._fits_in_memory)
+        entries = (self.ledger.get((shard, slug)) for shard in range(self.shards))
+        checksums = tuple(entry.crc32c(spec) if entry else "" for entry in entries)
+        return ChunkedArray(StoredArray(self, slug, spec), len(self), checksums, self._fits_in_memory)
 
     @cached_property
     def _fits_in_memory(self) -> bool:
-        specs = [spec for card in self.teachers.values() for spec in teacher_arrays(card.encoding, card.dim)]
+        specs = [spec for card in self.teachers.values() for spec in card.arrays]
         return 2 * sum(spec.chunk_bytes(self.record.rows_per_shard) for spec in specs) * self.shards <= free_memory()
 
 

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from os import PathLike
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
 from mmkd.base.errors import FormatVersionError, NotAStoreError, UnreachableError
 from mmkd.base.places.remote import RemotePath, StorePath, as_root
+from mmkd.store.card import TeacherCard
 from mmkd.store.hierarchy import Document, is_there, own_attributes, parse_document, read_json, sealed_content
-from mmkd.store.layout import FORMAT_VERSION, MAX_ROWS_PER_SHARD, MAX_SHARDS, MIN_ROWS_PER_SHARD, shard_count
-
-FIXED_NAMES = frozenset(
-    "row key caption modality uri offset length status reason width height image_sha256".split()  # noqa: SIM905
+from mmkd.store.layout import (
+    FORMAT_VERSION,
+    MAX_ROWS_PER_SHARD,
+    MAX_SHARDS,
+    MAX_SHARDS_PER_PACK,
+    MIN_ROWS_PER_SHARD,
+    TOWERS,
+    Tower,
+    shard_count,
 )
+
+_NAMES = "row key caption modality uri offset length status reason width height image_sha256"
+FIXED_NAMES = frozenset([*_NAMES.split(), "image_rows", "view_number", "caption_kind"])
 """Columns that every sample table has; labels come beside them. `store.samples` gives their types."""
 
 
@@ -29,6 +38,10 @@ class CorpusRecord(Document):
     """Absolute folder that the sample rows' `uri` is relative to."""
     rows: int = Field(ge=0)
     labels: tuple[str, ...] = ()
+    towers: tuple[Tower, ...] = TOWERS
+    """Towers that its rows are inputs of by design: only `image` for views, only `text` for further captions."""
+    recipe: dict[str, Any] | None = None
+    """How the rows of views were drawn, all that is needed to draw them again; None for other rows."""
     digest: str
     """SHA-256 over names, sizes and change times of the corpus' index files: notices a changed corpus."""
 
@@ -37,6 +50,8 @@ class CorpusRecord(Document):
         taken = FIXED_NAMES & set(self.labels)
         if taken or len(set(self.labels)) < len(self.labels):
             raise ValueError(f"labels {self.labels} are not distinct names beside {sorted(FIXED_NAMES)}")
+        if self.towers not in (TOWERS, *((tower,) for tower in TOWERS)):
+            raise ValueError(f"towers are {list(self.towers)}, expected image, text, or both in this order")
         return self
 
 
@@ -57,6 +72,8 @@ class StoreRecord(Document):
     rows: int = Field(ge=0)
     """Grid rows N: the first axis of every array."""
     rows_per_shard: int = Field(gt=0)
+    shards_per_pack: int = Field(gt=0)
+    """Consecutive shards of an array that are packed into one file."""
     corpus: CorpusRecord
     appended: tuple[CorpusRecord, ...] = ()
     """Corpora that came later, each from the next shard boundary on."""
@@ -72,6 +89,9 @@ class StoreRecord(Document):
                 f"rows_per_shard is {per_shard}, expected a power of two "
                 f"from {MIN_ROWS_PER_SHARD} to {MAX_ROWS_PER_SHARD}"
             )
+        packed = self.shards_per_pack
+        if packed & (packed - 1) or packed > MAX_SHARDS_PER_PACK:
+            raise ValueError(f"shards_per_pack is {packed}, expected a power of two from 1 to {MAX_SHARDS_PER_PACK}")
         if shard_count(self.rows, per_shard) > MAX_SHARDS:
             raise ValueError(f"{self.rows} rows are more than {MAX_SHARDS} shards of {per_shard}")
         if self.rows != (last := self.spans()[-1].rows).stop:
@@ -97,13 +117,28 @@ class StoreRecord(Document):
         start = shard * self.rows_per_shard
         return range(start, min(start + self.rows_per_shard, self.span_of(start).rows.stop))
 
+    def asked_towers(self, shard: int, card: TeacherCard) -> tuple[Tower, ...]:
+        """Return the teacher's towers that the rows of a shard are inputs of."""
+        asked = self.span_of(shard * self.rows_per_shard).corpus.towers
+        return tuple(tower for tower in card.towers if tower in asked)
+
+    def asked_shards(self, card: TeacherCard) -> tuple[int, ...]:
+        """Return the shards that a teacher is complete with: those with inputs of one of its towers."""
+        spans = (span for span in self.spans() if set(card.towers) & set(span.corpus.towers))
+        return tuple(shard for span in spans for shard in span.shards)
+
     def image_root(self, row: int) -> str:
         return self.span_of(row).corpus.root
+
+    @property
+    def grid(self) -> tuple[str, int, int]:
+        """Return what never changes in a store."""
+        return self.created, self.rows_per_shard, self.shards_per_pack
 
     def is_start_of(self, other: StoreRecord) -> bool:
         """Return True if `other` is this store, perhaps with corpora appended or moved since."""
         ours, theirs = ([span.rows for span in record.spans()] for record in (self, other))
-        facts = (self.created, self.rows_per_shard) == (other.created, other.rows_per_shard)
+        facts = self.grid == other.grid
         return facts and theirs[: len(ours)] == ours
 
     @property
@@ -145,7 +180,6 @@ def read_record(root: StorePath) -> StoreRecord:
     # The version before everything else: a newer format may seal its record in another way.
     version = content.get("format")
     if version != FORMAT_VERSION:
-        raise FormatVersionError(
-            f"{root} is of format {version!r}, this mmkd reads format {FORMAT_VERSION}; install a newer mmkd"
-        )
+        step = "make it again, no release wrote it" if version == 1 else "install a newer mmkd"
+        raise FormatVersionError(f"{root} is of format {version!r}, this mmkd reads format {FORMAT_VERSION}; {step}")
     return parse_document(StoreRecord, sealed_content(path, document), path)

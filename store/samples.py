@@ -35,6 +35,10 @@ FIXED_COLUMNS = pa.schema(
         pa.field("width", pa.int32()),  # pixels, as decoded
         pa.field("height", pa.int32()),
         pa.field("image_sha256", pa.string()),  # of the encoded bytes
+        # Of rows that are a view or a further caption of images: the rows of these images; null in all others.
+        pa.field("image_rows", pa.list_(pa.int64())),
+        pa.field("view_number", pa.int32()),  # from 1
+        pa.field("caption_kind", pa.string()),
     ]
 )
 

@@ -35,7 +35,7 @@ from mmkd.store.hierarchy import (
     seal_of,
     write_document,
 )
-from mmkd.store.layout import check_slug, is_slug
+from mmkd.store.layout import check_slug, is_slug, shard_count
 from mmkd.store.record import Store
 
 FORMAT = 1
@@ -88,17 +88,17 @@ def write_selection(store: Store, name: str, kept: NDArray[np.bool_], card: Sele
     """Write a selection, bool (N, T'), whole or not at all. Raises UserError if the name is taken; StoreError if the
     disk is full or read-only."""
     root = check_name(store.root, name)
-    per_shard, teachers = store.record.rows_per_shard, kept.shape[1]
-    document = array_document(kept.shape, (per_shard, teachers), "uint8")
+    per_chunk, teachers = _rows_per_chunk(store), kept.shape[1]
+    document = array_document(kept.shape, (per_chunk, teachers), "uint8", axis="teacher")
     content = card.model_dump(mode="json")
     document["attributes"] = {"mmkd": content | {SEAL: seal_of(content)}}
     folder = root / FOLDER
     temporary = folder / f".{name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
     try:
         write_document(temporary / "zarr.json", document)
-        for shard in range(store.shards):
-            part = kept[shard * per_shard : (shard + 1) * per_shard].astype(np.uint8)
-            write_atomically(temporary / f"c/{shard}/0", encode_chunk(pad_rows(part, per_shard, 0))[0])
+        for number, start in enumerate(range(0, len(kept), per_chunk)):
+            part = kept[start : start + per_chunk].astype(np.uint8)
+            write_atomically(temporary / f"c/{number}/0", encode_chunk(pad_rows(part, per_chunk, 0))[0])
         if not (folder / "zarr.json").is_file():
             write_document(folder / "zarr.json", group_document())
         with disk_errors(folder / name):
@@ -107,6 +107,11 @@ def write_selection(store: Store, name: str, kept: NDArray[np.bool_], card: Sele
             temporary.rename(folder / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _rows_per_chunk(store: Store) -> int:
+    """Return the rows of a pack: a selection is written whole, in few files."""
+    return store.record.rows_per_shard * store.record.shards_per_pack
 
 
 def selection_names(root: StorePath) -> list[str]:
@@ -121,18 +126,18 @@ def read_selection(store: Store, name: str) -> Selection:
     if not is_slug(name) or not is_there(folder / "zarr.json"):
         known = ", ".join(selection_names(store.root)) or "none"
         raise UserError(f"{store.root} has no selection {name!r}; it has {known}; `mmkd select` makes one")
-    card = _read_card(folder)
+    card = read_selection_card(store.root, name)
     if card.rows != store.record.rows:
         raise UserError(
             f"selection {name!r} is of {card.rows:,} rows, {store.root} has {store.record.rows:,} by now; "
             "run `mmkd select` again"
         )
-    per_shard, teachers = store.record.rows_per_shard, len(card.teachers)
-    kept = np.zeros((store.shards, per_shard, teachers), dtype=np.uint8)
-    for shard in range(len(kept)):
-        chunk = f"{FOLDER}/{name}/c/{shard}/0"
-        body, _ = checked_body(read_file(store.root / chunk), per_shard * teachers, chunk)
-        kept[shard] = np.frombuffer(body, dtype=np.uint8).reshape(per_shard, teachers)
+    per_chunk, teachers = _rows_per_chunk(store), len(card.teachers)
+    kept = np.zeros((shard_count(store.record.rows, per_chunk), per_chunk, teachers), dtype=np.uint8)
+    for number in range(len(kept)):
+        chunk = f"{FOLDER}/{name}/c/{number}/0"
+        body, _ = checked_body(read_file(store.root / chunk), per_chunk * teachers, chunk)
+        kept[number] = np.frombuffer(body, dtype=np.uint8).reshape(per_chunk, teachers)
     values = kept.reshape(-1, teachers)[: store.record.rows].astype(bool)
     if digest_of(values) != card.digest:
         raise CorruptStoreError(f"selection {name!r} of {store.root} is not what was written; run `mmkd select` again")
@@ -158,7 +163,10 @@ def apply_selection(
     return out
 
 
-def _read_card(folder: StorePath) -> SelectionCard:
+def read_selection_card(root: StorePath, name: str) -> SelectionCard:
+    """Read what a selection says of itself. Raises FormatVersionError if it was written by a newer mmkd;
+    CorruptStoreError if it was changed since."""
+    folder = root / FOLDER / name
     content = own_attributes(read_json(folder / "zarr.json")) or {}
     if content.get("format") != FORMAT:
         raise FormatVersionError(f"{folder} is of selection format {content.get('format')!r}, this mmkd reads {FORMAT}")
@@ -177,7 +185,8 @@ def selection_faults(store: Store, cards: Mapping[str, TeacherCard]) -> Iterator
         except (CorruptStoreError, FormatVersionError, UserError) as error:
             yield file, f"{error}; delete {FOLDER}/{name} first"
             continue
-        expected = array_document(selection.kept.shape, (store.record.rows_per_shard, selection.kept.shape[1]), "uint8")
+        chunk = (_rows_per_chunk(store), selection.kept.shape[1])
+        expected = array_document(selection.kept.shape, chunk, "uint8", axis="teacher")
         if wrong := document_fault(read_json(store.root / file), expected):
             yield file, f"{file} is not the metadata that its card asks for ({wrong}); delete {FOLDER}/{name} first"
         for what in _faults(selection, cards):

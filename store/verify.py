@@ -6,7 +6,7 @@ written again."""
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +15,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from mmkd.base.errors import CorruptStoreError
 from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors, temporary_files, walk_files
 from mmkd.base.lock import only_writer
 from mmkd.base.places.remote import StorePath, name_in
 from mmkd.store.card import TeacherCard, read_card, teacher_folders
-from mmkd.store.encoding import decode_rows, teacher_arrays, tower_arrays
+from mmkd.store.entry_check import EntryCheck
 from mmkd.store.hierarchy import document_fault, group_document, list_part, read_json, write_document
 from mmkd.store.inputs import inputs_faults
-from mmkd.store.layout import PAIR_SOUND, SOUND_BIT, ledger_entry, sample_part, teacher_group
-from mmkd.store.ledger import LedgerEntry, read_entry
+from mmkd.store.layout import folded_entries, ledger_entry, sample_part, teacher_group
+from mmkd.store.ledger_scan import drop_entries, scan_ledger
 from mmkd.store.record import Store, read_record
 from mmkd.store.samples import read_part, sample_schema
 from mmkd.store.selections import FOLDER as SELECTIONS
@@ -91,13 +90,12 @@ def verify(root: StorePath, deep: bool = False, sample: int | None = None, seed:
         findings += _check_document(root, "teachers/zarr.json", group_document())
     checksums: dict[int, str] = {}
     findings += _check_parts(store, shards, checksums)
-    entries: list[LedgerEntry] = []
-    paths = list_part(root, "ledger", "*.json")
-    for path in paths:
-        try:
-            entries.append(read_entry(path))
-        except CorruptStoreError as error:
-            findings.append(Problem(name_in(root, path), str(error)))
+    scan = scan_ledger(root)
+    entries = scan.entries()
+    findings += (Problem(file, what if file in what else f"{file}: {what}") for file, what in scan.faults)
+    for shard, slug in scan.disputed:
+        what = f"{ledger_entry(shard, slug)} and {folded_entries(shard)} vouch for different features"
+        findings.append(Problem(folded_entries(shard), what, shard, slug))
     vouched = {(entry.shard, entry.samples_sha256) for entry in entries}
     for shard in dict.fromkeys(entry.shard for entry in entries):
         if shard in checksums and (shard, checksums[shard]) not in vouched:  # the rows were changed
@@ -108,12 +106,17 @@ def verify(root: StorePath, deep: bool = False, sample: int | None = None, seed:
     findings += (Problem(name, what) for name, what in inputs_faults(store, shards))
     findings += (Problem(name, what) for name, what in selection_faults(store, cards))
     bad_teachers = {finding.teacher for finding in findings if finding.shard is None and finding.teacher}
-    # Entries of shards outside the grid are checked with any sample.
-    looked_at = [entry for entry in entries if entry.shard in shards or entry.shard not in every]
+    # Entries of shards outside the grid, or out of a damaged file, are checked with any sample.
+    unsure, check = scan.unsure, EntryCheck(store, checksums, deep)
+    looked_at = [
+        entry
+        for entry in entries
+        if entry.shard in shards or entry.shard not in every or (entry.shard, entry.teacher) in unsure
+    ]
     for entry in looked_at:
         faults: Iterable[tuple[str, str]] = ()
         if card := cards.get(entry.teacher):
-            faults = _entry_faults(store, card, entry, checksums, deep)
+            faults = check.faults(card, entry)
         elif entry.teacher not in bad_teachers:
             faults = [("", f"teacher {entry.teacher} has no card in this store")]
         for file, what in faults:
@@ -121,8 +124,10 @@ def verify(root: StorePath, deep: bool = False, sample: int | None = None, seed:
             said = what if what.startswith(name) else f"{name}: {what}"
             findings.append(Problem(name, said, entry.shard, entry.teacher))
     temporary = tuple(sorted(name_in(root, path) for path in temporary_files(root)))
-    orphans = tuple(sorted(_orphans(store, cards, entries, {name_in(root, path) for path in paths})))
-    checked = len(looked_at) + len(paths) - len(entries)  # with those that could not be read
+    orphans = tuple(sorted(_orphans(store, scan.files, (name for entry in entries for name in check.accounted(entry)))))
+    checked = len(looked_at) + sum(
+        file not in scan.folded for file, _ in scan.faults
+    )  # with those that were unreadable
     return VerifyReport(checked, tuple(findings), temporary, orphans, deep, len(shards), len(every))
 
 
@@ -186,66 +191,9 @@ def _check_parts(store: Store, shards: Collection[int], checksums: dict[int, str
         yield Problem("samples", what)
 
 
-def _entry_faults(
-    store: Store, card: TeacherCard, entry: LedgerEntry, checksums: dict[int, str], deep: bool
-) -> Iterator[tuple[str, str]]:
-    """Judge one shard of one teacher: yield file ('' for the entry itself) and fault."""
-    if not 0 <= entry.shard < store.shards:
-        yield "", f"vouches for shard {entry.shard}, the store has {store.shards}"
-        return
-    if card.digest != entry.teacher_digest:
-        yield "", f"made with teacher digest {entry.teacher_digest}, the card says {card.digest}"
-    rows, per_shard = len(store.record.shard_rows(entry.shard)), store.record.rows_per_shard
-    if entry.rows != rows:
-        yield "", f"vouches for {entry.rows} rows, the shard has {rows}"
-    if entry.shard in checksums and checksums[entry.shard] != entry.samples_sha256:
-        yield sample_part(entry.shard), "not the sample rows that these features were made from"
-    if not entry.fits(card.encoding):
-        yield "", f"its members are not those of a shard in {card.encoding}"
-        return
-    valid_spec = teacher_arrays(card.encoding, card.dim)[-1]
-    file = valid_spec.chunk(card.slug, entry.shard)
-    try:
-        valid = valid_spec.read(store.root, file, entry.crc32c(valid_spec), per_shard)
-    except CorruptStoreError as error:
-        yield file, str(error)
-        return
-    if (valid & ~np.uint8(PAIR_SOUND)).any() or valid[rows:].any():
-        yield file, "marks something else than image and text of this shard's rows"
-    for tower, bit in SOUND_BIT.items():
-        specs = tower_arrays(tower, card.encoding, card.dim)
-        files = [spec.chunk(card.slug, entry.shard) for spec in specs]
-        counted, sound = getattr(entry, f"{tower}_rows"), (valid & bit) > 0
-        if int(sound.sum()) != counted:
-            yield files[0], f"{int(sound.sum())} sound rows, the ledger says {counted}"
-        arrays = []
-        for spec, file in zip(specs, files, strict=True):
-            try:
-                arrays.append(spec.read(store.root, file, entry.crc32c(spec), per_shard))
-            except CorruptStoreError as error:
-                yield file, str(error)
-        if deep and len(arrays) == len(specs):
-            yield from ((files[0], what) for what in _value_faults(decode_rows(arrays).astype(np.float64), sound))
-
-
-def _value_faults(values: NDArray[np.float64], sound: NDArray[np.bool_]) -> Iterator[str]:
-    with np.errstate(invalid="ignore", over="ignore"):
-        norms = np.linalg.norm(values, axis=1)
-    if bad := np.count_nonzero(sound & ~(np.isfinite(norms) & (norms > 0))):
-        yield f"{bad} rows are marked sound but are zero or not finite"
-    if filled := np.count_nonzero(~sound & ~np.isnan(values).all(axis=1)):
-        yield f"{filled} rows are not marked sound but hold values; missing rows hold NaN"
-
-
-def _orphans(
-    store: Store, cards: Mapping[str, TeacherCard], entries: list[LedgerEntry], named: set[str]
-) -> Iterator[str]:
+def _orphans(store: Store, ledger: set[str], accounted: Iterable[str]) -> Iterator[str]:
     """Yield files in our folders that neither the ledger nor the hierarchy accounts for."""
-    known = {sample_part(shard) for shard in range(store.shards)} | named
-    for entry in entries:
-        # Without a card the encoding is unknown; int8 has the arrays of all encodings.
-        encoding = cards[entry.teacher].encoding if entry.teacher in cards else "int8"
-        known.update(spec.chunk(entry.teacher, entry.shard) for spec in teacher_arrays(encoding, 1))
+    known = {*(sample_part(shard) for shard in range(store.shards)), *ledger, *accounted}
     selections = tuple(f"{SELECTIONS}/{name}/" for name in selection_names(store.root))
     inputs = [path.name.removesuffix(".json") for path in list_part(store.root, "inputs", "*.json")]
     known |= {f"inputs/{stem}{suffix}" for stem in inputs for suffix in (".json", ".arrow")}
@@ -260,11 +208,13 @@ def _orphans(
 def repair(root: StorePath, report: VerifyReport) -> tuple[str, ...]:
     """Drop or write again what a recent `report` names; return lines about it. Raises StoreError, BusyStoreError."""
     with only_writer(root, "mmkd store verify --repair"):
-        doomed = dict.fromkeys(name for finding in report.findings for name in _files_to_drop(root, finding))
+        entries = [(entry.shard, entry.teacher) for entry in scan_ledger(root).entries()]
+        doomed = {place for finding in report.findings for place in entries if _dooms(finding, *place)}
         # Entries first: a kill in between leaves shards without an entry, never entries without a shard.
-        ordered = sorted(doomed, key=lambda name: not name.startswith(("ledger/", "inputs/")))
-        done = [f"dropped {name}" for name in ordered if _drop(root / name)]
-        broken = {finding.file for finding in report.findings if finding.shard is None and finding.file not in doomed}
+        done = drop_entries(root, doomed)
+        files = dict.fromkeys(name for finding in report.findings for name in _files_to_drop(finding))
+        done += [f"dropped {name}" for name in sorted(files, key=lambda name: name[:7]) if _drop(root / name)]
+        broken = {finding.file for finding in report.findings if finding.shard is None and finding.file not in files}
         for name, document in _derived_documents(root):
             if name in broken:
                 write_document(root / name, document)
@@ -274,18 +224,19 @@ def repair(root: StorePath, report: VerifyReport) -> tuple[str, ...]:
         return (*done, *(f"dropped {name_in(root, path)}" for path in old if _drop(path)))
 
 
-def _files_to_drop(root: StorePath, finding: Problem) -> Iterator[str]:
-    entries = [path.name for path in list_part(root, "ledger", "*.json")]
-    if finding.shard is not None and finding.teacher is not None:
-        yield ledger_entry(finding.shard, finding.teacher)
-    elif finding.shard is not None:
-        yield from (f"ledger/{name}" for name in entries if name.startswith(f"{finding.shard:05d}."))
+def _dooms(finding: Problem, shard: int, slug: str) -> bool:
+    """Return True if an entry cannot be kept: where its teacher is unknown, no shard of these features can."""
+    if finding.shard is None and finding.teacher is None:
+        return False
+    return finding.shard in (None, shard) and finding.teacher in (None, slug)
+
+
+def _files_to_drop(finding: Problem) -> Iterator[str]:
+    if finding.shard is not None and finding.teacher is None:
         yield sample_part(finding.shard)
-    elif finding.teacher is not None:
-        # The teacher of these features is unknown.
-        yield from (f"ledger/{name}" for name in entries if name[name.find(".") + 1 :] == f"{finding.teacher}.json")
+    elif finding.shard is None and finding.teacher is not None:
         yield f"{teacher_group(finding.teacher)}/zarr.json"
-    elif finding.file.startswith(("ledger/", "inputs/")):
+    elif finding.shard is None and finding.file.startswith("inputs/"):
         yield finding.file
 
 

@@ -19,28 +19,48 @@ from mmkd.base.lock import LOCK_FILE, only_writer
 from mmkd.base.places.remote import StorePath
 from mmkd.store.card import TeacherCard, read_card, read_cards
 from mmkd.store.chunk import encode_chunk, pad_rows
-from mmkd.store.encoding import CosineError, cosine_error, decode_rows, encode_rows, teacher_arrays, tower_arrays
+from mmkd.store.encoding import VALID, ArraySpec, CosineError, cosine_error, decode_rows, encode_rows
 from mmkd.store.hierarchy import array_document, encode_document, group_document, is_there, write_document
-from mmkd.store.layout import FORMAT_VERSION, SOUND_BIT, Tower, rows_per_shard, sample_part, shard_count, teacher_group
-from mmkd.store.ledger import LedgerEntry, entries_of_shard, read_ledger, write_entry
+from mmkd.store.layout import (
+    FORMAT_VERSION,
+    SHARDS_PER_PACK,
+    SOUND_BIT,
+    Tower,
+    rows_per_shard,
+    sample_part,
+    shard_count,
+    teacher_group,
+)
+from mmkd.store.ledger import (
+    LedgerEntry,
+    entries_of_shard,
+    fold_entries,
+    read_ledger,
+    unfold_entries,
+    write_entry,
+)
 from mmkd.store.record import CorpusRecord, Store, StoreRecord, read_record
 from mmkd.store.samples import encode_part, read_part, sample_schema, with_labels, write_part
 
 
 @dataclass(frozen=True)
 class ShardFeatures:
-    """Features of one shard from one teacher: (rows, D) of any float type, anything in rows that are not sound. valid:
-    uint8 (rows,), bits IMAGE_SOUND and TEXT_SOUND. errors: cost of the encoding, measured when not given."""
+    """Features of one shard from one teacher: (rows, D) of any float type, anything in rows that are not sound; None
+    for a tower that the teacher has not, or the shard is not asked for. valid: uint8 (rows,), bits IMAGE_SOUND and
+    TEXT_SOUND. errors: cost of the encoding, measured when not given."""
 
-    image: NDArray[np.floating[Any]]
-    text: NDArray[np.floating[Any]]
+    image: NDArray[np.floating[Any]] | None
+    text: NDArray[np.floating[Any]] | None
     valid: NDArray[np.uint8]
     errors: Mapping[Tower, CosineError] | None = None
 
 
-def create_store(root: StorePath, corpus: CorpusRecord, index: pa.Table) -> Store:
+def create_store(
+    root: StorePath, corpus: CorpusRecord, index: pa.Table, shards_per_pack: int = SHARDS_PER_PACK
+) -> Store:
     """Create a store for an indexed corpus. `index`: one row per input in grid order, columns of `sample_schema`.
-    Raises StoreError if `root` cannot be written, or holds anything but an interrupted `create_store`."""
+    `shards_per_pack`: a power of two. Raises StoreError if `root` cannot be written, or holds anything but an
+    interrupted `create_store`."""
     refuse_strangers(root)
     per_shard = rows_per_shard(corpus.rows)
     schema = sample_schema(corpus.labels)
@@ -50,6 +70,7 @@ def create_store(root: StorePath, corpus: CorpusRecord, index: pa.Table) -> Stor
         format=FORMAT_VERSION,
         rows=corpus.rows,
         rows_per_shard=per_shard,
+        shards_per_pack=shards_per_pack,
         corpus=corpus,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={name: importlib.metadata.version(name) for name in ("mmkd", "zarr", "numpy", "pyarrow")},
@@ -102,17 +123,21 @@ def first_new_row(record: StoreRecord) -> int:
 def finish_append(store: Store) -> None:
     """Bring older sample parts and array documents to the record, as after an interrupted `append_rows`."""
     schema = sample_schema(store.record.labels)
+    unfolded = False
     for shard in range(store.shards):
         if not is_there(store.root / sample_part(shard)):
             continue  # dropped by a repair: the next extraction lists it again
         table, _ = read_part(store.root, shard)
         if table.schema.equals(schema):
             continue
+        unfolded |= unfold_entries(store.root, range(store.shards))
         # Entries before the part, whose bytes are known by then: after a kill the same is done again.
         data, sha256 = encode_part(with_labels(table, schema).combine_chunks())
         for entry in entries_of_shard(store.root, shard).values():
             write_entry(store.root, entry.model_copy(update={"samples_sha256": sha256}))
         write_atomically(store.root / sample_part(shard), data)
+    if unfolded:
+        fold_entries(store.root)
     for card in read_cards(store.root).values():
         for name, document in array_documents(store.record, card):
             path = store.root / name
@@ -165,18 +190,20 @@ def write_shard(
     valid = np.zeros_like(features.valid)
     arrays: list[NDArray[Any]] = []
     members: dict[str, Any] = {}
-    for tower, bit in SOUND_BIT.items():
+    specs: list[ArraySpec] = []
+    for tower in store.record.asked_towers(shard, card):
         values = getattr(features, tower)
-        stored, sound = encode_rows(values, (features.valid & bit) != 0, card.encoding)
-        valid[sound] |= bit
+        stored, sound = encode_rows(values, (features.valid & SOUND_BIT[tower]) != 0, card.encoding)
+        valid[sound] |= SOUND_BIT[tower]
         arrays += stored
+        specs += card.tower_arrays(tower)
         members[f"{tower}_rows"] = int(np.count_nonzero(sound))
-        if len(tower_arrays(tower, card.encoding, card.dim)) > 1:
+        if len(stored) > 1:
             known = features.errors and features.errors.get(tower)
             members[f"{tower}_error"] = known or cosine_error(values, decode_rows(stored), sound)
-    for spec, array in zip(teacher_arrays(card.encoding, card.dim), (*arrays, valid), strict=True):
+    for spec, array in zip((*specs, VALID), (*arrays, valid), strict=True):
         data, members[f"{spec.name}_crc32c"] = encode_chunk(pad_rows(array, store.record.rows_per_shard, spec.fill))
-        write_atomically(store.root / spec.chunk(card.slug, shard), data)
+        write_atomically(store.root / spec.loose(card.slug, shard), data)
     members |= {"teacher_digest": card.digest, "rows": len(valid), "samples_sha256": samples_sha256}
     entry = LedgerEntry(shard=shard, teacher=card.slug, **members)
     write_entry(store.root, entry)
@@ -187,17 +214,19 @@ def note_encoding_error(store: Store, slug: str) -> None:
     """Write into an int8 card what its encoding cost by the ledger, once every shard is there; the digest does not
     change. Raises CorruptStoreError if the card or an entry cannot be read; StoreError if it cannot be written."""
     card = read_card(store.root, slug)
-    if card is None or len(tower_arrays("image", card.encoding, card.dim)) == 1:
+    if card is None or card.encoding != "int8":
         return
     entries = [entry for (_, teacher), entry in sorted(read_ledger(store.root).items()) if teacher == slug]
-    if len(entries) < store.shards:
+    if len(entries) < len(store.record.asked_shards(card)):
         return
     measured = {}
-    for tower in SOUND_BIT:
-        errors = [(getattr(entry, f"{tower}_error"), getattr(entry, f"{tower}_rows")) for entry in entries]
+    for tower in card.towers:
+        found = ((getattr(entry, f"{tower}_error"), entry.sound_rows(tower)) for entry in entries)
+        errors = [(error, rows) for error, rows in found if error is not None]
         rows = sum(count for _, count in errors)
         mean = sum(error.mean * count for error, count in errors) / max(rows, 1)
-        measured[tower] = CosineError(mean=float(f"{mean:.2e}"), worst=max(error.worst for error, _ in errors))
+        worst = max((error.worst for error, _ in errors), default=0.0)
+        measured[tower] = CosineError(mean=float(f"{mean:.2e}"), worst=worst)
     if card.encoding_error != measured:
         noted = card.model_copy(update={"encoding_error": measured})
         write_document(store.root / teacher_group(slug) / "zarr.json", group_document(noted.model_dump(mode="json")))
@@ -211,6 +240,7 @@ def iter_shards(record: StoreRecord) -> Iterator[range]:
 
 def array_documents(record: StoreRecord, card: TeacherCard) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the path inside the store and the document of each array of one teacher."""
-    for spec in teacher_arrays(card.encoding, card.dim):
-        shape, chunk = spec.shape(record.rows), spec.shape(record.rows_per_shard)
-        yield spec.document(card.slug), array_document(shape, chunk, spec.dtype)
+    for spec in card.arrays:
+        inner = spec.shape(record.rows_per_shard)
+        pack = spec.shape(record.rows_per_shard * record.shards_per_pack)
+        yield spec.document(card.slug), array_document(spec.shape(record.rows), pack, spec.dtype, inner=inner)

@@ -16,6 +16,8 @@ from pathlib import Path
 import yaml
 from in_process import tree_digest
 
+from mmkd.store.ledger import read_ledger
+
 MMKD = [sys.executable, "-P", "-c", "from mmkd.cli.main import main; main()"]
 ROWS = 2048  # eight shards of 256
 
@@ -77,7 +79,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], lo
 
 def entries(store: Path) -> int:
     """Ledger entries that are there now."""
-    return len(list(store.glob("ledger/*.json")))
+    return len(read_ledger(store)) if (store / "zarr.json").is_file() else 0
 
 
 def rows_done(store: Path) -> int:

@@ -43,34 +43,72 @@ def group(path: Path) -> dict[str, Any]:
     return content
 
 
-def chunk(path: Path, dtype: str, shape: tuple[int, ...], crc: str) -> np.ndarray:
-    """Section 7."""
-    data = path.read_bytes()
-    body = data[:-4]
-    assert len(body) == math.prod(shape) * np.dtype(dtype).itemsize
-    assert struct.unpack("<I", data[-4:])[0] == crc32c(body) == int(crc, 16)
+def chunk(array: Path, shard: int, packed: int, dtype: str, shape: tuple[int, ...], crc: str) -> np.ndarray:
+    """Section 7: the loose chunk of a shard, else that of the pack."""
+    loose, size = array / f"loose/{shard:05d}", math.prod(shape) * np.dtype(dtype).itemsize
+    if loose.is_file():
+        data = loose.read_bytes()
+        body = data[:-4]
+        assert struct.unpack("<I", data[-4:])[0] == int(crc, 16)
+    else:
+        pack = (array / f"c/{shard // packed}{'/0' if len(shape) == 2 else ''}").read_bytes()
+        index = pack[-16 * packed - 4 : -4]
+        assert struct.unpack("<I", pack[-4:])[0] == crc32c(index)
+        offset, length = struct.unpack_from("<QQ", index, 16 * (shard % packed))
+        assert offset % size == 0
+        assert length == size
+        body = pack[offset : offset + length]
+    assert len(body) == size
+    assert crc32c(body) == int(crc, 16)
     return np.frombuffer(body, dtype=np.dtype(dtype).newbyteorder("<")).reshape(shape)
+
+
+def ledger(root: Path) -> dict[tuple[int, str], dict[str, Any]]:
+    """Section 8: entries by shard and teacher, loose and folded."""
+    found: dict[tuple[int, str], dict[str, Any]] = {}
+    for path in sorted((root / "ledger/folded").glob("*.jsonl")):
+        *lines, end = path.read_bytes().splitlines(keepends=True)
+        assert json.loads(end) == {"entries": len(lines), "sha256": hashlib.sha256(b"".join(lines)).hexdigest()}
+        entries = [json.loads(line) for line in lines]
+        places = [(entry["shard"], entry["teacher"]) for entry in entries]
+        assert places == sorted(set(places))
+        assert {shard // 1000 for shard, _ in places} == {int(path.stem)}
+        found |= dict(zip(places, entries, strict=True))
+    for path in (root / "ledger").glob("*.json"):
+        entry = json.loads(path.read_text())
+        assert path.name == f"{entry['shard']:05d}.{entry['teacher']}.json"
+        assert found.setdefault((entry["shard"], entry["teacher"]), entry) == entry
+    return found
+
+
+def grid(record: dict[str, Any]) -> tuple[list[int], dict[int, list[str]]]:
+    """Section 4.1: each corpus from a shard boundary on; rows of no corpus are absent. Returns the rows of inputs, and
+    the towers that each shard is asked for."""
+    inputs: list[int] = []
+    end, r, asked = 0, record["rows_per_shard"], {}
+    for corpus in (record["corpus"], *record.get("appended", ())):
+        start = -(-end // r) * r
+        end = start + corpus["rows"]
+        inputs += range(start, end)
+        asked |= dict.fromkeys(range(start // r, -(-end // r)), corpus["towers"])
+    assert end == record["rows"]
+    return inputs, asked
 
 
 def read_store(root: Path) -> dict[str, Any]:
     """Features keyed `slug/tower`, `valid` bits keyed by slug, and the rows under ''."""
     record = group(root / "zarr.json")
-    assert record["format"] == 1
-    n, r = record["rows"], record["rows_per_shard"]
+    assert record["format"] == 2
+    n, r, packed = record["rows"], record["rows_per_shard"], record["shards_per_pack"]
     out: dict[str, Any] = {"": []}
     parts = [root / f"samples/{s:05d}.parquet" for s in range(-(-n // r))]
     for part in parts:
         out[""] += pq.read_table(part).to_pylist()
-    # Section 4.1: each corpus from a shard boundary on; rows of no corpus are absent.
-    inputs, end = [], 0
-    for corpus in (record["corpus"], *record.get("appended", ())):
-        start = -(-end // r) * r
-        end = start + corpus["rows"]
-        inputs += range(start, end)
-    assert end == n
+    inputs, asked = grid(record)
+    entries = ledger(root)
     assert [row["row"] for row in out[""]] == inputs
     names = ("weights_sha256", "preprocessing", "tokenizer_sha256", "context_length")
-    names += ("dim", "encoding", "loader", "normalized")
+    names += ("towers", "dim", "encoding", "loader", "normalized")
     for folder in sorted((root / "teachers").iterdir()):
         if not folder.is_dir():
             continue
@@ -79,26 +117,33 @@ def read_store(root: Path) -> dict[str, Any]:
         assert card["digest"] == canonical({name: card[name] for name in names})[:16]
         d, encoding = card["dim"], card["encoding"]
         towers = {
-            tower: np.full((len(parts) * r, d), np.nan, encoding.replace("int8", "float32"))
-            for tower in ("image", "text")
+            tower: np.full((len(parts) * r, d), np.nan, encoding.replace("int8", "float32")) for tower in card["towers"]
         }
+        assert (card["preprocessing"] is not None) == ("image" in towers)
+        assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == sorted(
+            ["valid", *(f"{tower}{part}" for tower in towers for part in ("", "_scale")[: 1 + (encoding == "int8")])]
+        )
         valid = np.zeros(len(parts) * r, np.uint8)
         for s, part in enumerate(parts):
-            path = root / f"ledger/{s:05d}.{folder.name}.json"
-            if not path.is_file():
+            if (entry := entries.get((s, folder.name))) is None:
                 continue
-            entry = json.loads(path.read_text())
             assert (entry["shard"], entry["teacher"], entry["teacher_digest"]) == (s, folder.name, card["digest"])
             assert entry["samples_sha256"] == hashlib.sha256(part.read_bytes()).hexdigest()
             assert entry["rows"] == sum(s * r <= row < (s + 1) * r for row in inputs)
             rows = slice(s * r, (s + 1) * r)
-            valid[rows] = chunk(folder / f"valid/c/{s}", "uint8", (r,), entry["valid_crc32c"])
-            for bit, (tower, values) in enumerate(towers.items()):
-                stored = chunk(folder / f"{tower}/c/{s}/0", encoding, (r, d), entry[f"{tower}_crc32c"])
+            valid[rows] = chunk(folder / "valid", s, packed, "uint8", (r,), entry["valid_crc32c"])
+            assert not (valid[rows] & (255 - sum({"image": 1, "text": 2}[tower] for tower in towers))).any()
+            for tower, bit in (("image", 0), ("text", 1)):
+                if tower not in towers or tower not in asked[s]:
+                    assert not any(name.startswith(f"{tower}_") for name in entry)
+                    assert not (folder / f"{tower}/loose/{s:05d}").exists()
+                    continue
+                values = towers[tower]
+                stored = chunk(folder / tower, s, packed, encoding, (r, d), entry[f"{tower}_crc32c"])
                 assert (f"{tower}_scale_crc32c" in entry) == (f"{tower}_error" in entry) == (encoding == "int8")
                 if encoding == "int8":
                     crc = entry[f"{tower}_scale_crc32c"]
-                    scale = chunk(folder / f"{tower}_scale/c/{s}", "float32", (r,), crc)
+                    scale = chunk(folder / f"{tower}_scale", s, packed, "float32", (r,), crc)
                     assert not stored[np.isnan(scale)].any()
                     assert (np.abs(stored[np.isfinite(scale)]).max(axis=1) == 127).all()
                     stored = stored * scale[:, None]
@@ -131,7 +176,7 @@ def read_inputs(root: Path) -> dict[int, bytes | None]:
 def read_selection(root: Path, name: str) -> tuple[dict[str, str], np.ndarray]:
     """Section 12: teachers with their cards' digests, and the pairs, uint8 (N, T')."""
     record = group(root / "zarr.json")
-    n, r = record["rows"], record["rows_per_shard"]
+    n, r = record["rows"], record["rows_per_shard"] * record["shards_per_pack"]
     document = json.loads((root / f"selections/{name}/zarr.json").read_text())
     assert (document["zarr_format"], document["node_type"], document["data_type"]) == (3, "array", "uint8")
     card = document["attributes"]["mmkd"]

@@ -14,6 +14,8 @@ from mmkd.store import FeatureStore
 from mmkd.store.samples import read_part
 from mmkd.store.writer import ShardFeatures, write_shard
 
+ANY = ("--allow-loss", "all")
+
 
 @pytest.fixture
 def gappy(tmp_path: Path) -> FeatureStore:

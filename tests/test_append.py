@@ -35,6 +35,7 @@ from mmkd.store import FeatureStore, UserError
 from mmkd.store.convert.clip_retrieval import export_npy
 from mmkd.store.convert.exports import export_parquet
 from mmkd.store.convert.rows import StoreRows
+from mmkd.store.fold import fold
 from mmkd.store.inspect.coverage import coverage
 from mmkd.store.record import Store
 from mmkd.store.samples import read_part
@@ -141,9 +142,11 @@ def test_the_sample_table_has_every_grid_row_in_order(scene: Path) -> None:
     assert FeatureStore.open(scene / "s").summary().status == {"ok": OLD + NEW - 2, "absent": 236, "failed": 2}
 
 
-def test_other_tools_see_the_longer_store(scene: Path) -> None:
+def test_other_tools_see_the_longer_store(scene: Path, tmp_path: Path) -> None:
     store = FeatureStore.open(scene / "s")
-    array = zarr.open_group(scene / "s", mode="r")["teachers/tiny/image"]
+    shutil.copytree(scene / "s", tmp_path / "s")
+    fold(Store.open(tmp_path / "s"))
+    array = zarr.open_group(tmp_path / "s", mode="r")["teachers/tiny/image"]
     assert array.shape == (256 + NEW, 24)
     assert np.array_equal(array[:], store.image("tiny"), equal_nan=True)
     found = duckdb.sql(
@@ -155,7 +158,7 @@ def test_other_tools_see_the_longer_store(scene: Path) -> None:
 def test_the_map_counts_shares_of_inputs_and_not_of_absent_rows(scene: Path) -> None:
     found = coverage(FeatureStore.open(scene / "s"))
     assert found.rows == (OLD, 256, NEW - 256)
-    assert found.image.tolist() == [[1, 255 / 256, 13 / 14]]  # each later shard has a key that is taken
+    assert found.share["image"].tolist() == [[1, 255 / 256, 13 / 14]]  # each later shard has a key that is taken
 
 
 def test_a_chain_of_appends(scene: Path, tmp_path: Path) -> None:

@@ -5,14 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from mmkd.base.errors import ConfigError, CorpusError
+from mmkd.base.errors import ConfigError, CorpusError, UserError
 from mmkd.cli.store.convert import _source
 from mmkd.extract.corpora import open_corpus
 from mmkd.store import FeatureStore
 from mmkd.store.convert.bags import BagFolder
+from mmkd.store.convert.clip_retrieval import ClipRetrievalFolder, export_npy
+from mmkd.store.convert.exports import export_parquet
 from mmkd.store.convert.importing import import_features
+from mmkd.store.convert.rows import StoreRows
 
 h5py = pytest.importorskip("h5py", reason="the extra wsi is not installed")
 
@@ -53,7 +59,8 @@ def test_bags_come_in_as_int8(tmp_path: Path) -> None:
     steps = np.abs(values).max(axis=1, keepdims=True) / 127
     assert (np.abs(store.image("uni")[:] - values) <= steps * 0.501).all()
     assert store.sample_table(["reason"])["reason"].null_count == 30
-    assert np.isnan(store.text("uni")[:]).all()
+    assert store.card("uni").towers == ("image",)
+    assert not (tmp_path / "s/teachers/uni/text").exists()
 
 
 def test_a_patch_that_is_not_finite_is_missing(tmp_path: Path) -> None:
@@ -78,6 +85,103 @@ def test_an_empty_bag_is_a_failed_row(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert store.valid("uni").tolist() == [1, 1, 1, 0, 1, 1]
     assert np.array_equal(np.delete(store.image("uni"), 3, axis=0), np.concatenate([first, last]))
+
+
+def random_bags(folder: Path, names: list[str], rng: np.random.Generator, dim: int) -> list[dict[str, object]]:
+    """Write bags of every form, some empty, broken or with attributes; return the rows that they should become."""
+    folder.mkdir()
+    rows: list[dict[str, object]] = []
+    noted = {"patch_size": (256, "256"), "magnification": (20.0, "20.0"), "tool": ("a|b\u2028", "a|b\u2028"),
+             "size": (np.array([1, 2]), "[1, 2]"), "none": (h5py.Empty("f"), None)}  # fmt: skip
+    for name in sorted(names):
+        patches = int(rng.choice([0, 1, 3, 200]))
+        values = rng.normal(size=(patches, dim)).astype(rng.choice(["<f2", "<f4"]))
+        broken = rng.random(patches) < 0.2
+        values[broken] = rng.choice([0, np.nan, np.inf])
+        corners = rng.permutation(1000)[: 2 * patches].reshape(patches, 2) * 256
+        kind = str(rng.choice(["<i4", "<u8", "<f8", ">i8"]))
+        shift = 0.5 if kind == "<f8" and rng.random() < 0.5 else 0
+        own = {key: noted[key] for key in noted if rng.random() < 0.5}
+        with h5py.File(folder / f"{name}.h5", "w") as file:
+            file["features"] = values[None] if rng.random() < 0.5 else values
+            file["coords"] = (corners + shift).astype(kind)
+            file["coords"].attrs.update({key: value for key, (value, _) in own.items()})
+        labels = {"slide": name} | {f"coords_{key}": text for key, (_, text) in own.items()}
+        texts = [[str(value + shift) for value in corner] for corner in corners.tolist()]
+        rows += [labels | {"key": f"{name}#{x},{y}", "x": x, "y": y, "feature": None if bad else value}
+                 for (x, y), value, bad in zip(texts, values, broken, strict=True)]  # fmt: skip
+        rows += [labels | {"key": name, "feature": None}] * (not patches)
+    return rows
+
+
+def held(store: FeatureStore, rows: list[dict[str, object]]) -> None:
+    """Hold a store of `uni` to these rows."""
+    table = store.sample_table().to_pylist()
+    assert [row["key"] for row in table] == [row["key"] for row in rows]
+    for found, row in zip(table, rows, strict=True):
+        assert (found["status"], found["modality"]) == ("ok" if row["feature"] is not None else "failed", "pathology")
+        labels = {name: found.get(name) for name in ("slide", "x", "y", *(n for n in found if n.startswith("coords_")))}
+        assert labels == {name: row.get(name) for name in labels}
+    image = store.features("uni", "image")[:]  # type: ignore[arg-type]
+    for value, row in zip(image, rows, strict=True):
+        expected = np.full(len(value), np.nan) if row["feature"] is None else row["feature"]
+        assert np.array_equal(value, expected, equal_nan=True)
+    assert store.verify(deep=True).sound
+
+
+@pytest.mark.integration
+@settings(max_examples=12)
+@given(seed=st.integers(0, 10**6))
+def test_random_bags_keep_every_field_through_every_converter(
+    tmp_path_factory: pytest.TempPathFactory, seed: int
+) -> None:
+    folder, rng = tmp_path_factory.mktemp("bags"), np.random.default_rng(seed)
+    silent, dim = (lambda *_: None), int(rng.integers(2, 6))
+    parts = {name: random_bags(folder / name, [f"{name}{i}" for i in range(int(rng.integers(1, 4)))], rng, dim)
+             for name in ("a", "b")}  # fmt: skip
+    stores = []
+    for name, rows in parts.items():
+        import_features(BagFolder(folder / name, "uni"), folder / f"st-{name}", "float32", silent)
+        stores.append(FeatureStore.open(folder / f"st-{name}"))
+        held(stores[-1], rows)
+    whole = parts["a"] + parts["b"]
+    import_features(StoreRows([(one, np.arange(len(one))) for one in stores]), folder / "merged", None, silent)
+    merged = FeatureStore.open(folder / "merged")
+    held(merged, whole)
+    some = np.flatnonzero(rng.random(len(whole)) < 0.5)
+    if len(some):
+        import_features(StoreRows([(merged, some)]), folder / "subset", None, silent)
+        held(FeatureStore.open(folder / "subset"), [whole[row] for row in some])
+    export_npy(merged, folder / "npy")
+    import_features(ClipRetrievalFolder(folder / "npy/uni", "other"), folder / "back", None, silent)
+    held(FeatureStore.open(folder / "back"), whole)
+    assert FeatureStore.open(folder / "back").sample_table() == merged.sample_table()
+    export_parquet(merged, folder / "parquet")
+    table = pq.read_table(folder / "parquet/data")
+    assert table.select(merged.samples.schema.names).equals(merged.sample_table())
+    assert table["uni_image"].is_null().to_pylist() == [row["feature"] is None for row in whole]
+
+
+def test_values_are_kept_unless_an_encoding_is_named(tmp_path: Path) -> None:
+    for name, kind, encoding in (("half", "<f2", "float16"), ("single", "<f4", "float32")):
+        (tmp_path / name).mkdir()
+        with h5py.File(tmp_path / name / "a.h5", "w") as file:
+            file["features"], file["coords"] = np.full((1, 3), 0.1, kind), np.zeros((1, 2), int)
+        assert BagFolder(tmp_path / name, "uni").cards(None)[0].encoding == encoding
+    with h5py.File(tmp_path / "half/b.h5", "w") as file:
+        file["features"], file["coords"] = np.full((1, 3), 0.1), np.zeros((1, 2), int)
+    with pytest.raises(UserError, match=r"holds float64, which no encoding .* keeps; round it: --encoding float32"):
+        BagFolder(tmp_path / "half", "uni").cards(None)
+    assert BagFolder(tmp_path / "half", "uni").cards("float32")[0].encoding == "float32"
+
+
+def test_data_sets_beside_the_features_are_asked_for(tmp_path: Path) -> None:
+    write_bag(tmp_path / "a.h5", 2)
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file["attention"] = np.ones(2)
+    with pytest.raises(UserError, match=r"the data set attention \(first in a.h5\); nothing .* columns to accept"):
+        BagFolder(tmp_path, "uni").cards(None)
+    assert BagFolder(tmp_path, "uni", allow_loss=["columns"]).cards(None)[0].dim == 6
 
 
 def test_files_that_are_no_bags(tmp_path: Path) -> None:

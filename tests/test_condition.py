@@ -18,7 +18,7 @@ TABLE = pa.table(
     {
         "row": pa.array(range(12), pa.int64()),
         "modality": ["CT", "MRI", None, "CT", "x'ray", "a_b", "a\\b", "", "a\nb", "ct", None, "CT"],
-        "width": pa.array([10, 20, None, 0, 30, 20, -5, 1, 2, None, 7, 20], pa.int32()),
+        "width": pa.array([10, 20, None, 0, 2**31 - 1, 20, -5, 1, 2, None, 7, 20], pa.int32()),
         "two words": ["a", "b", "c", None, "a", "b", "c", "a", "a", "a", "b", "c"],
     }
 )
@@ -26,7 +26,21 @@ TABLE = pa.table(
 columns = st.sampled_from([("modality", "text"), ("width", "number"), ('"two words"', "text"), ("row", "number")])
 texts = st.sampled_from(["'CT'", "'MRI'", "'x''ray'", "'a_b'", "''", "'nowhere'", "'a'"])
 numbers = st.one_of(
-    st.sampled_from(["0", "20", "-5", "7.5", "11", "2147483648", "-2147483649", "9223372036854775808", "1" + "0" * 30]),
+    st.sampled_from(
+        [
+            "0",
+            "20",
+            "-5",
+            "7.5",
+            "0.1",
+            "16777217.5",
+            "11",
+            "2147483648",
+            "-2147483649",
+            "9223372036854775808",
+            "1" + "0" * 30,
+        ]
+    ),
     st.integers(-(10**30), 10**30).map(str),
     st.integers(-40, 40).map(str),
 )

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tiny_corpus import png, write_table_corpus, write_tar_corpus
+from web_ranges import Ranges
 
 from mmkd.base.errors import CorpusError, UserError
 from mmkd.base.images.source import ImageError
@@ -103,33 +104,10 @@ def test_parquet_and_tables_on_s3(tmp_path: Path, bucket: SimpleNamespace) -> No
     assert image_source(corpus.root, next(corpus_rows(corpus)).uri or "").read() == png(0)
 
 
-class _Ranges(http.server.SimpleHTTPRequestHandler):
-    """A web server that knows byte ranges, as all but Python's own do."""
-
-    def do_GET(self) -> None:
-        path = Path(self.translate_path(self.path))
-        if not path.is_file():
-            self.send_error(404)
-            return
-        data = path.read_bytes()
-        asked = self.headers.get("Range", "")
-        first, _, last = asked.removeprefix("bytes=").partition("-")
-        start, end = (int(first), min(int(last or len(data)), len(data) - 1) + 1) if asked else (0, len(data))
-        self.send_response(206 if asked else 200)
-        self.send_header("Content-Length", str(end - start))
-        self.send_header("Last-Modified", self.date_time_string(int(path.stat().st_mtime)))
-        if asked:
-            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
-        self.end_headers()
-        self.wfile.write(data[start:end])
-
-    def log_message(self, *_: object) -> None: ...
-
-
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[str]:
     """The address of a server of tmp_path."""
-    handler = functools.partial(_Ranges, directory=str(tmp_path))
+    handler = functools.partial(Ranges, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"

@@ -72,7 +72,7 @@ def test_a_whole_look_at_this_machine(offline: Path, tmp_path: Path) -> None:
     assert torch.__version__ in by_name["machine", "torch"].found
     assert f"zarr {__import__('zarr').__version__}" in by_name["packages", "core"].found
     assert [check.name for check in found if check.part == "teachers"] == [teacher.slug for teacher in the_nine()]
-    assert all(f"licence {teacher.licence}" in by_name["teachers", teacher.slug].found for teacher in the_nine())
+    assert all(f"license {teacher.license}" in by_name["teachers", teacher.slug].found for teacher in the_nine())
     assert not (tmp_path / "not").exists()
 
 
@@ -158,7 +158,7 @@ def test_weights_in_the_cache_are_seen_and_measured(offline: Path) -> None:
     assert cached_bytes("vinid/other") == 0
     found = {check.name: check for check in teacher_checks()}
     assert found["plip"].status == "ok"
-    assert found["plip"].found == "2.0 KB in the cache; licence not stated"
+    assert found["plip"].found == "2.0 KB in the cache; license not stated"
     assert [name for name, check in found.items() if check.status == "ok"] == ["pmcclip", "plip"]
     assert "local-dir:/folder" in found["medclip"].next_step
 

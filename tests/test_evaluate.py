@@ -117,7 +117,8 @@ def test_running_again_does_only_what_is_missing(
 def test_every_line_tells_which_sources_made_it(planted: Planted, tmp_path: Path) -> None:
     """The digest of the sources is that of another program: sha256sum."""
     folder = Path(runner.__file__).parent
-    pages = {folder / name for name in ("curves.py", "drawing.py", "figures.py", "report.py")}
+    drawn = ("curves", "drawing", "figures", "leaderboard", "report", "trust_page")
+    pages = {folder / f"{name}.py" for name in drawn}
     names = sorted({*folder.glob("*.py"), *folder.glob("heads/*.py")} - pages)
     listing = "".join(f"{name.relative_to(folder)} {hashlib.sha256(name.read_bytes()).hexdigest()}\n" for name in names)
     planted.edit(ensembles={}, dataset={"tasks": ["zero_shot"]})
@@ -230,7 +231,7 @@ def test_a_table_says_the_same_in_every_format(planted: Planted, tmp_path: Path)
     shown = f"{100 * cell.value:.1f} [{100 * cell.low:.1f}, {100 * cell.high:.1f}]"
     assert shown in table.markdown()
     assert shown in table.latex()
-    assert f"sharp,histopathology,{cell.value},{cell.low},{cell.high},120,0,{cell.seed_sd},\n" in table.csv()
+    assert f"sharp,histopathology,{cell.value},{cell.low},{cell.high},120,0,{cell.seed_sd},,False\n" in table.csv()
     record = next(one for one in json.loads(table.json())["cells"] if one["model"] == "sharp")
     assert (record["value"], record["seed_sd"]) == (cell.value, cell.seed_sd)
     assert cell.seed_sd >= 0

@@ -164,11 +164,11 @@ def test_the_groups_behind_a_mean_of_contrasts() -> None:
         mask = np.isin(np.arange(12), positives)
         return mask, ~mask
 
-    assert rarer_groups(rows, []) is None
-    assert rarer_groups(rows, [contrast(0, 1)]) == 2
-    assert rarer_groups(rows, [contrast(*range(10))]) == 2
+    assert rarer_groups(rows.group, []) is None
+    assert rarer_groups(rows.group, [contrast(0, 1)]) == 2
+    assert rarer_groups(rows.group, [contrast(*range(10))]) == 2
     # The mean of three areas with 2, 4 and 4 positives varies as one with 9 / (1/2 + 1/4 + 1/4).
-    assert rarer_groups(rows, [contrast(0, 1), contrast(2, 3, 4, 5), contrast(6, 7, 8, 9)]) == 9
+    assert rarer_groups(rows.group, [contrast(0, 1), contrast(2, 3, 4, 5), contrast(6, 7, 8, 9)]) == 9
 
 
 def test_training_rows_and_prompts_that_one_model_lacks_are_noted(tmp_path: Path) -> None:
@@ -190,7 +190,8 @@ def test_training_rows_and_prompts_that_one_model_lacks_are_noted(tmp_path: Path
 def test_equal_risks_have_no_halves(tmp_path: Path) -> None:
     table = Predictions(
         *(np.array([f"p{i}" for i in range(4)], dtype=object),) * 3,
-        None, np.array([[0.0, 1.0, 1.0]] * 4), np.ones(4, bool), ("risk", "time", "event"),
+        None, np.array([[risk, 1.0, 1.0] for risk in (0.3, 0.3, 0.1 + 0.2, 0.3)]), np.ones(4, bool),
+        ("risk", "time", "event"),
     )  # fmt: skip
     from mmkd.evaluate.curves import high_risk
 

@@ -99,6 +99,15 @@ def test_the_best_are_those_within_the_tolerance() -> None:
     assert replace(table, lower_is_better=True).best("x") == ("c",)
 
 
+@pytest.mark.parametrize("other", [Cell(0.9, missing=3), Cell(0.9, unlike=True)])
+def test_a_value_of_other_samples_is_best_only_among_its_like(other: Cell) -> None:
+    cells = {("a", "x"): Cell(0.5), ("b", "x"): other, ("c", "x"): replace(other, value=0.7)}
+    table = ResultTable("t", "r@5", ("a", "b", "c"), ("x",), cells)
+    assert (table.best("x"), table.best("x", besides="a")) == (("a",), ("b",))
+    assert "| a | **50.0** |\n| b | 90.0* |" in table.markdown()
+    assert "is of fewer samples, or of another gallery" in table.markdown()
+
+
 @pytest.mark.parametrize("n", [1, 2, 9])
 def test_few_samples_have_no_interval_no_p_and_no_verdict(tmp_path: Path, n: int) -> None:
     suite = load_suite(one_hot_suite(tmp_path, {"good": [n], "bad": [0]}, n))
@@ -352,7 +361,8 @@ def test_answers_that_are_the_same_stay_the_same(one: str, other: str) -> None:
 
 
 ROW: dict[str, Any] = {
-    "suite": "s", "suite_version": 1, "dataset": "d", "dataset_version": 1, "modality": "m", "role": "report",
+    "suite": "s", "suite_digest": "", "suite_version": 1, "dataset": "d", "dataset_version": 1, "modality": "m",
+    "role": "report",
     "task": "zero_shot", "head": "", "protocol": "standard", "model": "m", "fraction": 1.0, "seed": 0, "value": 0.5,
     "ci_low": None, "ci_high": None, "n": 1, "n_missing": 0, "n_groups": 1, "n_boot": 100, "boot_seed": 1,
     "status": "ok", "reason": "", "features_digest": "", "data_digest": "", "config_digest": "", "code_version": "",

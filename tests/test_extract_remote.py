@@ -19,6 +19,7 @@ from mmkd.extract.run import extract
 from mmkd.extract.teachers import parse_teachers
 from mmkd.store import FeatureStore
 from mmkd.store.encoding import Encoding
+from mmkd.store.ledger import remove_entry
 
 MMKD = [sys.executable, "-P", "-c", "from mmkd.cli.main import main; main()"]
 ROWS = 512
@@ -80,8 +81,7 @@ def test_what_was_lost_in_s3_is_done_again_to_the_same_bytes(
 ) -> None:
     root = as_root("s3://shared/extracted/resumed")
     extracted(command, root)
-    (root / "ledger/00001.tiny.json").unlink()
-    (root / "teachers/tiny/text/c/1/0").unlink()
+    remove_entry(root, 1, "tiny")
     assert np.isnan(FeatureStore.open(root).text("tiny")[256:]).all()
     extracted(command, root)
     assert objects(root) == objects(local.root)

@@ -45,7 +45,7 @@ def test_a_store_larger_than_memory_is_read_by_single_pages(
     flags = [
         line.split()[1:]
         for block in Path("/proc/self/smaps").read_text().split("VmFlags:")[:-1]
-        if str(tmp_path / "s/teachers/alpha/image/c") in block
+        if str(tmp_path / "s/teachers/alpha/image/loose") in block
         for line in Path("/proc/self/smaps").read_text().split(block, 1)[1].splitlines()[:1]
     ]
     assert len(flags) == 3

@@ -66,7 +66,7 @@ def test_a_single_hole_shows_when_shards_share_a_character() -> None:
     done[0, 613] = False
     share = np.where(done, 1.0, 0.0)
     share[0, :3] = 0.6, 0.2, 1.0
-    line = Coverage(("alpha",), (16384,) * 1000, done, share, share).line("alpha", columns=50)
+    line = Coverage(("alpha",), (16384,) * 1000, done, {"image": share, "text": share}).line("alpha", columns=50)
     assert line == "░" + "█" * 29 + "·" + "█" * 19
 
 

@@ -128,8 +128,8 @@ def test_a_store_that_is_being_written_is_told_as_far_as_it_is(name: str, tmp_pa
     make_store(root, 600, [make_card("base", 8), make_card("other", 16)])
     # The writer is in shard 2 of `base`: features are there and no entry, a temporary file lies about.
     (root / "ledger" / "00002.base.json").unlink()
-    (root / "teachers/base/image/c/2").mkdir(parents=True, exist_ok=True)
-    (root / "teachers/base/image/c/2/.0.123-abcd.mmkd-tmp").write_bytes(b"half")
+    (root / "teachers/base/image/loose").mkdir(parents=True, exist_ok=True)
+    (root / "teachers/base/image/loose/.0.123-abcd.mmkd-tmp").write_bytes(b"half")
     now = time.time()
     os.utime(root / "ledger" / "00001.base.json", (now, now))
     said = run(name, str(root), tmp_path)

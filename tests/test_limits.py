@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ from mmkd.distill.captions import FILE, Captions, load_tokens, save_tokens
 from mmkd.distill.config import load_run
 from mmkd.distill.probe import estimate
 from mmkd.store.array import ChunkedArray
-from mmkd.store.chunk import encode_chunk
+from mmkd.store.chunk import Run, encode_chunk
 from mmkd.store.encoding import ArraySpec
 from mmkd.store.inspect.agreement import nearest
 
@@ -26,15 +27,22 @@ MAPS = Path("/proc/sys/vm/max_map_count")
 @pytest.mark.skipif(not MAPS.is_file(), reason="only Linux tells how many maps a process may have")
 @pytest.mark.skipif(MAPS.is_file() and int(MAPS.read_text()) > 100_000, reason="this system allows very many maps")
 def test_more_shards_than_the_system_maps_is_said_in_a_line(tmp_path: Path) -> None:
-    data, crc = encode_chunk(np.ones((16, 64), dtype=np.float32))
+    size = 16 * 64 * 4
+    data, _ = encode_chunk(np.ones((16, 64), dtype=np.float32))
     (tmp_path / "c").write_bytes(data)
+    stored = SimpleNamespace(root=tmp_path, spec=ArraySpec("image", "float32", 64), per_shard=16, chunk_bytes=size)
+    stored.runs = lambda wanted: (Run(tmp_path / "c", 0, 1, size + 4) for _ in wanted)  # all loose, one file
     allowed = int(MAPS.read_text())
-    spec = ArraySpec("image", "float32", 64)
-    array = ChunkedArray(tmp_path, spec, 16 * (allowed + 10), 16, (("c", crc),) * (allowed + 10))
-    with pytest.raises(UserError, match=rf"map 65,\d+ more files \(vm.max_map_count is {allowed}\).*sysctl -w"):
-        array.open()
+
+    def array(shards: int) -> ChunkedArray:
+        return ChunkedArray(stored, 16 * shards, ("checksum",) * shards)  # type: ignore[arg-type]
+
+    with pytest.raises(
+        UserError, match=rf"map 65,\d+ more chunks \(vm.max_map_count is {allowed}\); pack them.*sysctl"
+    ):
+        array(allowed + 10).open()
     # What was mapped before the refusal is let go: the same process opens what fits.
-    few = ChunkedArray(tmp_path, spec, 16 * 1000, 16, (("c", crc),) * 1000).open()
+    few = array(1000).open()
     assert np.asarray(few[15_999]).tolist() == [1.0] * 64
 
 

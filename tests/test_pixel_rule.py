@@ -111,14 +111,18 @@ def test_planes_of_their_own(dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_alpha_lies_over_white_and_clear_pixels_have_no_say(dtype: str, channels: int) -> None:
+@pytest.mark.parametrize(
+    "layout", [{}, {"planarconfig": "separate"}, {"planarconfig": "separate", "compression": "zlib"}]
+)
+def test_alpha_lies_over_white_and_clear_pixels_have_no_say(dtype: str, channels: int, layout: dict[str, str]) -> None:
     colors = ramp(dtype, channels)
     colors[0, 0] = 0
     alpha = np.full(colors.shape[:2], np.iinfo(dtype).max, dtype)
     alpha[0, 0], alpha[1, 1] = 0, np.iinfo(dtype).max // 2
-    data = tiff(
-        np.dstack([colors, alpha]), photometric="rgb" if channels == 3 else "minisblack", extrasamples=["unassalpha"]
-    )
+    stored = np.dstack([colors, alpha])
+    stored = np.moveaxis(stored, 2, 0) if layout else stored
+    photometric = "rgb" if channels == 3 else "minisblack"
+    data = tiff(stored, photometric=photometric, extrasamples=["unassalpha"], **layout)
     expected = ruled(colors if channels == 3 else colors[..., 0], alpha=alpha)
     assert np.abs(shown(data) - expected).max() <= 1
     assert shown(data)[0, 0].min() == 255

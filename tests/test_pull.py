@@ -22,7 +22,9 @@ from mmkd.base.files import write_atomically
 from mmkd.base.places.remote import StorePath, as_root
 from mmkd.cli.main import cli
 from mmkd.store import FeatureStore, UserError
+from mmkd.store.fold import fold
 from mmkd.store.inputs import Inputs, write_inputs
+from mmkd.store.ledger import read_ledger, remove_entry, write_entry
 from mmkd.store.pull import pull, shard_range
 from mmkd.store.record import Store
 from mmkd.store.samples import read_part
@@ -43,6 +45,7 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         write_inputs(local, shard, 32, pa.table(columns))
     kept = np.random.default_rng(0).random((900, 2)) < 0.5
     make_selection(store, "half", kept, CARDS)
+    fold(store)
     assert verify(local, deep=True).sound
     if request.param == "disk":
         return local
@@ -73,7 +76,7 @@ def test_a_pulled_store_is_the_store_byte_for_byte(source: StorePath, tmp_path: 
     there = files(source)
     assert files(tmp_path / "out") == there
     assert (report["inputs"], report["selections"]) == (2, 1)
-    counted = [len(data) for name, data in there.items() if "/teachers" in name and "/c/" in name]
+    counted = [4 * (spec.chunk_bytes(256) + 4) for card in CARDS for spec in card.arrays]
     counted += [len(data) for name, data in there.items() if name.endswith((".parquet", ".arrow"))]
     assert report["bytes"] == sum(counted) + 2 * 900  # a selection counts its values
     pulled = FeatureStore.open(tmp_path / "out")
@@ -103,12 +106,15 @@ def test_a_part_is_a_sound_store_and_grows(source: StorePath, tmp_path: Path) ->
 def test_what_was_damaged_on_disk_is_brought_again(source: StorePath, tmp_path: Path) -> None:
     out = tmp_path / "out"
     bring(source, out)
-    chunk, part = out / "teachers/alpha/text/c/2/0", out / "samples/00003.parquet"
-    chunk.write_bytes(chunk.read_bytes()[:-1] + b"x")
+    pack, part = out / "teachers/alpha/text/c/0/0", out / "samples/00003.parquet"
+    data = bytearray(pack.read_bytes())
+    data[2 * 256 * 8 * 2 + 7] ^= 1  # of shard 2
+    pack.write_bytes(data)
     part.write_bytes(b"PAR1")
-    (out / "ledger/00002.alpha.json").unlink()
-    entry = out / "ledger/00000.beta.json"
-    entry.write_text(json.dumps(json.loads(entry.read_text()) | {"image_rows": 255}))
+    entry = read_ledger(out)[0, "beta"]
+    remove_entry(out, 2, "alpha")
+    remove_entry(out, 0, "beta")
+    write_entry(out, entry.model_copy(update={"image_rows": 255}))
     assert bring(source, out) == 2
     assert files(out) == files(source)
 
@@ -160,7 +166,7 @@ def test_a_damaged_source_is_named_and_the_rest_is_brought(
 ) -> None:
     root = as_root(bucket)
     make_store(root, 600, CARDS)
-    path = root / "teachers/beta/image_scale/c/1"
+    path = root / "teachers/beta/image_scale/loose/00001"
     data = path.read_bytes()
     if damage == "drop":
         path.unlink()
@@ -168,7 +174,7 @@ def test_a_damaged_source_is_named_and_the_rest_is_brought(
         write_atomically(path, data[:-7] if damage == "cut" else bytes([data[0] ^ 1]) + data[1:])
     done = mmkd_pull(root, tmp_path / "out")
     assert isinstance(done.exception, CorruptStoreError)
-    assert "teachers/beta/image_scale/c/1" in str(done.exception)
+    assert "teachers/beta/image_scale/loose/00001" in str(done.exception)
     assert words in str(done.exception)
     out = FeatureStore.open(tmp_path / "out")
     assert sorted(set(FeatureStore.open(root).ledger) - set(out.ledger)) == [(1, "beta")]
@@ -215,7 +221,7 @@ def test_wrong_parts_are_refused(source: StorePath, tmp_path: Path) -> None:
 def test_a_killed_pull_goes_on(bucket: str, tmp_path: Path) -> None:
     """kill -9 at different moments: what is there is sound, and the next pull does no more than what is left."""
     root, out = as_root(bucket), tmp_path / "out"
-    make_store(root, 4000, CARDS)  # eight shards
+    fold(make_store(root, 4000, CARDS)[0])  # eight shards
     script = "from mmkd.cli.main import main; main()"
     command = [sys.executable, "-P", "-c", script, "store", "pull", bucket, str(out), "--workers", "2"]
     interrupted = 0

@@ -15,6 +15,7 @@ import pyarrow.dataset as pads
 import pytest
 from click.testing import CliRunner
 from tiny_store import make_card, make_store
+from web_ranges import Ranges
 
 from mmkd.base.errors import CorruptStoreError, NotAStoreError, UnreachableError, UserError
 from mmkd.base.files import create_atomically, write_atomically
@@ -23,28 +24,22 @@ from mmkd.base.places.remote import RemotePath, as_root
 from mmkd.cli.main import cli
 from mmkd.extract.corpora import open_corpus
 from mmkd.store import FeatureStore, MmkdError
+from mmkd.store.fold import fold
 from mmkd.store.verify import verify
 
 CARDS = [make_card("alpha", 8), make_card("beta", 16).with_encoding("int8"), make_card("gamma", 5)]
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    """A web server that lists folders and does not talk."""
-
-    def log_message(self, *args: object) -> None:
-        """Say nothing."""
-
-
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
     root = tmp_path_factory.mktemp("local") / "store"
-    make_store(root, 600, CARDS)
+    fold(make_store(root, 600, CARDS)[0])
     return FeatureStore.open(root)
 
 
 @pytest.fixture(scope="module")
 def web(local: FeatureStore) -> Iterator[str]:
-    handler = partial(Quiet, directory=str(Path(str(local.root)).parent))
+    handler = partial(Ranges, directory=str(Path(str(local.root)).parent))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{httpd.server_port}/store"
@@ -138,8 +133,8 @@ def test_a_url_that_leads_nowhere_is_one_line(s3_server: str, url: str, error: t
 
 def test_refused_credentials_are_one_line(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # moto grants everything unless it is told to look; a server that refuses is enough for our side of it.
-    class Refuses(Quiet):
-        def do_HEAD(self) -> None:
+    class Refuses(Ranges):
+        def do_HEAD(self) -> None:  # noqa: N802 - the name that http.server calls
             self.send_error(403)
 
         do_GET = do_PUT = do_HEAD  # noqa: N815
@@ -191,7 +186,7 @@ def test_create_keeps_what_is_there(bucket: str) -> None:
 def test_a_damaged_object_is_named(local: FeatureStore, bucket: str, damage: str, words: str) -> None:
     root = as_root(bucket)
     make_store(root, 300, CARDS[:1])
-    path = root / "teachers/alpha/image/c/1/0"
+    path = root / "teachers/alpha/image/loose/00001"
     data = path.read_bytes()
     if damage == "drop":
         path.unlink()
@@ -199,7 +194,7 @@ def test_a_damaged_object_is_named(local: FeatureStore, bucket: str, damage: str
         write_atomically(path, data[:-7] if damage == "cut" else bytes([data[0] ^ 1]) + data[1:])
     store = FeatureStore.open(bucket)
     assert np.isfinite(store.image("alpha")[:256]).all()
-    with pytest.raises(CorruptStoreError, match=f"teachers/alpha/image/c/1/0.*{words}"):
+    with pytest.raises(CorruptStoreError, match=f"teachers/alpha/image/loose/00001.*{words}"):
         _ = store.image("alpha")[256:]
     (problem,) = store.verify().problems
     assert "shard 1 of alpha" in problem
@@ -228,8 +223,8 @@ def test_a_path_behaves_like_one_and_can_be_sent(bucket: str) -> None:
 
 @pytest.mark.parametrize(("code", "target"), [(302, "/further{}"), (301, "{}")])
 def test_a_server_that_redirects_in_a_circle_is_one_line(code: int, target: str) -> None:
-    class Redirects(Quiet):
-        def do_HEAD(self) -> None:
+    class Redirects(Ranges):
+        def do_HEAD(self) -> None:  # noqa: N802 - the name that http.server calls
             self.send_response(code)
             self.send_header("Location", target.format(self.path))
             self.send_header("Content-Length", "0")

@@ -105,11 +105,11 @@ def test_a_store_is_written_read_verified_and_pulled(root: RemotePath, tmp_path:
 
 def test_damage_is_named(root: RemotePath) -> None:
     make_store(root, 300, CARDS[:1])
-    chunk = root / "teachers/alpha/image/c/1/0"
+    chunk = root / "teachers/alpha/image/loose/00001"
     data = chunk.read_bytes()
     chunk.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
     (problem,) = verify(root).findings
-    assert problem.file == "teachers/alpha/image/c/1/0"
+    assert problem.file == "teachers/alpha/image/loose/00001"
     with pytest.raises(CorruptStoreError, match="CRC32C"):
         _ = FeatureStore.open(str(root)).image("alpha")[299]
     chunk.unlink()

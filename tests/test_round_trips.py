@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,8 @@ from mmkd.store import FeatureStore
 from mmkd.store.convert.clip_retrieval import ClipRetrievalFolder, export_npy
 from mmkd.store.convert.exports import export_archive, export_parquet, export_safetensors
 from mmkd.store.convert.importing import import_features
-from mmkd.store.convert.original import FILES, ImageMode, OriginalRelease, OriginalReport, export_original
+from mmkd.store.convert.original import FILES, OriginalRelease
+from mmkd.store.convert.original_export import ImageMode, OriginalReport, export_original
 from mmkd.store.convert.rows import StoreRows, chosen_rows
 from mmkd.store.convert.torch_file import write_tensors
 from mmkd.store.samples import read_part, with_columns, write_part
@@ -50,7 +52,7 @@ def test_a_subset_has_every_field_of_its_rows(
     rows = inputs(store)
     rows = rows[np.random.default_rng(seed).random(len(rows)) < 0.7]
     if len(rows):
-        import_features(StoreRows([(store, rows)], incomplete=True), folder / "out", None, silent)
+        import_features(StoreRows([(store, rows)], allow_loss=["extraction"]), folder / "out", None, silent)
         found = FeatureStore.open(folder / "out")
         assert found.verify(deep=True).sound
         compare(found, store, rows, list(store.teachers))
@@ -62,7 +64,7 @@ def test_a_subset_has_every_field_of_its_rows(
 def test_npy_and_back_has_every_field(tmp_path_factory: pytest.TempPathFactory, seed: int, corpora: int) -> None:
     folder = tmp_path_factory.mktemp("npy")
     store = random_store(folder / "st", seed, corpora=corpora)
-    export_npy(store, folder / "npy")
+    export_npy(store, folder / "npy", ["extraction"])
     for slug in store.teachers:
         import_features(ClipRetrievalFolder(folder / "npy" / slug, "other"), folder / slug, None, silent)
         found = FeatureStore.open(folder / slug)
@@ -80,14 +82,14 @@ def test_a_merge_has_every_field_of_both(tmp_path_factory: pytest.TempPathFactor
         table, _ = read_part(folder / "b", shard)
         write_part(folder / "b", shard, with_columns(table, {"key": [f"b{key}" for key in table["key"].to_pylist()]}))
     rows = inputs(stores[0])
-    import_features(StoreRows([(one, rows) for one in stores], incomplete=True), folder / "out", None, silent)
+    import_features(StoreRows([(one, rows) for one in stores], allow_loss=["extraction"]), folder / "out", None, silent)
     found = FeatureStore.open(folder / "out")
     assert found.verify(deep=True).sound
     tables = [one.sample_table().take(pa.array(rows)) for one in stores]
     expected = pa.concat_tables(tables).to_pylist()
     assert found.sample_table().to_pylist() == [row | {"row": number} for number, row in enumerate(expected)]
-    for slug in found.teachers:
-        for tower in ("image", "text"):
+    for slug, card in found.teachers.items():
+        for tower in card.towers:
             theirs = np.concatenate([one.features(slug, tower)[rows] for one in stores])  # type: ignore[arg-type]
             assert np.array_equal(found.features(slug, tower)[:], theirs, equal_nan=True)  # type: ignore[arg-type]
 
@@ -100,22 +102,24 @@ def test_exports_that_nothing_imports_hold_every_field(
     folder = tmp_path_factory.mktemp("exports")
     store = random_store(folder / "st", seed, corpora=corpora)
     rows = inputs(store)
-    export_parquet(store, folder / "parquet")
+    export_parquet(store, folder / "parquet", ["extraction"])
     table = pa.concat_tables([pq.read_table(path) for path in sorted((folder / "parquet/data").iterdir())])
     samples = store.sample_table()
     assert table.select(samples.column_names).to_pylist() == samples.take(pa.array(rows)).to_pylist()
-    export_archive(store, folder / "archive", "gzip")
+    export_archive(store, folder / "archive", "gzip", ["extraction"])
     archive = zarr.open_group(folder / "archive", mode="r")
     parts = [pq.read_table(path) for path in sorted((folder / "archive/samples").iterdir())]
     assert pa.concat_tables(parts).to_pylist() == samples.take(pa.array(rows)).to_pylist()
-    export_safetensors(store, folder / "safetensors")
+    export_safetensors(store, folder / "safetensors", ["extraction"])
+    copied = [pq.read_table(path) for path in sorted((folder / "safetensors/samples").iterdir())]
+    assert pa.concat_tables(copied).to_pylist() == samples.take(pa.array(rows)).to_pylist()
     for slug in store.teachers:
         files = [load_file(path) for path in sorted((folder / "safetensors" / slug).iterdir())]
         valid = store.valid(slug)
         assert np.array_equal(archive[f"teachers/{slug}/valid"][:], valid)
         assert np.array_equal(np.concatenate([one["row"] for one in files]), rows)
         assert np.array_equal(np.concatenate([one["valid"] for one in files]), valid[rows])
-        for tower, bit in (("image", 1), ("text", 2)):
+        for tower, bit in store.card(slug).sound_bits.items():
             features = np.asarray(store.features(slug, tower)[:])  # type: ignore[arg-type]
             assert np.array_equal(archive[f"teachers/{slug}/{tower}"][:], features, equal_nan=True)
             stored = np.concatenate([one[tower] for one in files])
@@ -135,19 +139,28 @@ def test_the_releases_layout_and_back_has_all_but_the_columns_that_it_names(
     sound = np.stack([store.valid(slug) for slug in store.teachers])
     rows = np.flatnonzero(sound.any(axis=0))
     complete = [slug for slug, bits in zip(store.teachers, sound == 3, strict=True) if bits.any()]
-    report = export_original(store, folder / "release")
-    assert (report.samples, report.left_out) == (len(rows), len(store) - len(rows))
     expected = store.sample_table().take(pa.array(rows)).to_pylist()
-    lossy = {"modality", "offset", "length", "reason", "width", "height", "image_sha256", "site", "own_0"}
-    lost = {name for name in lossy if any(row[name] is not None for row in expected)}
-    lost |= {"status"} if any(row["status"] != "ok" for row in expected) else set()
-    assert set(report.dropped) == lost
+    lossy = ("offset", "length", "reason", "width", "height", "image_sha256")
+    lost = {name: sum(row[name] is not None for row in expected) for name in lossy}
+    lost["status"] = sum(row["status"] != "ok" for row in expected)
+    with pytest.raises(UserError) as refused:
+        export_original(store, folder / "release")
+    assert not (folder / "release").exists()
+    said, accepted = str(refused.value).split("; nothing was written: add --allow-loss ")
+    assert set(re.findall(r"(\w+) of (\d+) row", said.partition("column values ")[2].partition(";")[0])) == {
+        (name, str(count)) for name, count in lost.items() if count
+    }
+    kinds = accepted.removesuffix(" to accept this").split(",")
+    assert {"cards", "keys", "columns"} <= set(kinds)
+    assert ("rows" in kinds) == (len(rows) < len(store))
+    report = export_original(store, folder / "release", allow_loss=kinds)
+    assert (report.samples, report.left_out) == (len(rows), len(store) - len(rows))
     if complete:
         import_features(OriginalRelease(folder / "release"), folder / "back", "float16", silent)
         back = FeatureStore.open(folder / "back")
-        kept = [(f"mmkd/{row['key']}", row["caption"], row["uri"]) for row in expected]
-        again = back.sample_table(["key", "caption", "uri"]).to_pylist()
-        assert [(row["key"], row["caption"], row["uri"]) for row in again] == kept
+        names = [name for name in ("caption", "modality", "uri", "site", "own_0") if name in back.samples.schema.names]
+        assert back.sample_table(names).to_pylist() == [{name: row[name] for name in names} for row in expected]
+        assert back.sample_table()["key"].to_pylist() == [f"mmkd/{row['key']}" for row in expected]
         assert list(back.teachers) == complete
         for slug in complete:
             for tower in ("image", "text"):
@@ -161,10 +174,12 @@ def test_rows_that_are_not_extracted_are_named_and_asked_for(tmp_path: Path) -> 
     (root / "ledger/00001.alpha.json").unlink()
     store = FeatureStore.open(root)
     every = np.arange(600)
-    with pytest.raises(UserError, match=r"256 of 600 rows .* not extracted by alpha \(shard 1 .*--incomplete"):
+    with pytest.raises(
+        UserError, match=r"without features of alpha for 256 of 600 rows .*\(shard 1 .*--allow-loss extraction to"
+    ):
         StoreRows([(store, every)])
     StoreRows([(store, every[:256])])
-    StoreRows([(store, every)], incomplete=True)
+    StoreRows([(store, every)], allow_loss=["extraction"])
     StoreRows([(store, every)], teachers=[])
 
 
@@ -267,8 +282,8 @@ def test_the_releases_loader_reads_an_export(tmp_path: Path, images: ImageMode) 
     move_corpus(root, tmp_path / "img")
     table, _ = read_part(root, 0)
     write_part(root, 0, with_columns(table, {"uri": ["p/0.png", "p/1.png", "p/gone.png"]}))
-    report = export_original(FeatureStore.open(root), tmp_path / "out", FILES, images)
-    assert report == OriginalReport(samples=3, left_out=0, images=2, images_missing=1, dropped=("site",))
+    report = export_original(FeatureStore.open(root), tmp_path / "out", FILES, images, ["cards", "keys"])
+    assert report == OriginalReport(samples=3, left_out=0, images=2, images_missing=1)
     loader = ReleaseLoader(tmp_path / "out")
     for row in range(2):
         image, text, left, right = loader[row]

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from extract_scene import MMKD, Scene, mmkd
+from extract_scene import MMKD, Scene, entries, mmkd
 from in_process import tree_digest
 from tiny_teachers import write_tiny_teacher
 
@@ -41,13 +41,13 @@ def test_kill_9_and_run_again_gives_the_same_bytes(scene: Scene, tmp_path: Path)
         [*MMKD, *map(str, command)], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 120
-    while len(list(store.glob("ledger/*.json"))) < 2:
+    while entries(store) < 2:
         assert time.monotonic() < deadline, "no shard was finished in two minutes"
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGKILL)  # the client, the scheduler inside it, and the workers
     process.wait()
-    finished = len(list(store.glob("ledger/*.json")))
+    finished = entries(store)
     assert 2 <= finished < 8, "the kill came too late to prove anything"
 
     done = mmkd(*command)

@@ -24,6 +24,7 @@ from mmkd.base.errors import (
 )
 from mmkd.cli.select import select as select_command
 from mmkd.store import FeatureStore
+from mmkd.store.chunk import encode_chunk
 from mmkd.store.convert.importing import import_features
 from mmkd.store.convert.rows import StoreRows, chosen_rows
 from mmkd.store.layout import ledger_entry
@@ -147,14 +148,15 @@ def test_a_selection_of_other_features_or_rows_is_refused(store: FeatureStore, t
     (folder / "c/0/0").write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
     with pytest.raises(CorruptStoreError, match="CRC32C"):
         store.available("s")
-    (folder / "c/0/0").write_bytes((folder / "c/1/0").read_bytes())  # sound by itself, but of other rows
+    other = np.frombuffer(whole[:-4], np.uint8) ^ 1  # sound by itself, but of other pairs
+    (folder / "c/0/0").write_bytes(encode_chunk(other)[0])
     with pytest.raises(CorruptStoreError, match="is not what was written"):
         store.available("s")
     (folder / "c/0/0").write_bytes(whole)
-    (folder / "c/1/0").rename(folder / "c/1/x")
+    (folder / "c/0/0").rename(folder / "c/0/x")
     with pytest.raises(CorruptStoreError, match="cannot be read"):
         store.available("s")
-    (folder / "c/1/x").rename(folder / "c/1/0")
+    (folder / "c/0/x").rename(folder / "c/0/0")
     document = json.loads((folder / "zarr.json").read_text())
     document["attributes"]["mmkd"]["rows"] = 12
     (folder / "zarr.json").write_text(json.dumps(document))

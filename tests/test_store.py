@@ -27,9 +27,10 @@ from mmkd.base.errors import (
     UserError,
 )
 from mmkd.store import FeatureStore
-from mmkd.store.chunk import can_map, encode_chunk, map_chunks
+from mmkd.store.chunk import Run, can_map, encode_chunk, map_runs
+from mmkd.store.fold import fold
 from mmkd.store.layout import check_slug, rows_per_shard, shard_count
-from mmkd.store.record import CorpusRecord
+from mmkd.store.record import CorpusRecord, Store
 from mmkd.store.writer import add_teacher, create_store
 
 
@@ -83,27 +84,29 @@ def test_mapping_is_released_with_the_last_view(small_store: Path) -> None:
 
 
 def test_plain_zarr_reads_the_same_values(small_store: Path) -> None:
+    fold(Store.open(small_store))
     store = FeatureStore.open(small_store)
     group = zarr.open_group(small_store, mode="r")
     array = group["teachers/beta/text"]
     assert array.shape == (600, 16)
-    assert array.chunks == (256, 16)
+    assert (array.chunks, array.shards) == ((256, 16), (32 * 256, 16))
     assert np.array_equal(array[:], store.text("beta"))
     assert np.array_equal(group["teachers/beta/valid"][:], store.valid("beta"))
 
 
-def test_metadata_is_zarr_v3_with_bytes_and_crc32c(small_store: Path) -> None:
+def test_metadata_is_zarr_v3_with_packs_of_plain_bytes(small_store: Path) -> None:
     metadata = json.loads((small_store / "teachers/alpha/image/zarr.json").read_text())
     assert metadata["zarr_format"] == 3
-    assert metadata["codecs"] == [
-        {"name": "bytes", "configuration": {"endian": "little"}},
-        {"name": "crc32c"},
-    ]
+    (codec,) = metadata["codecs"]
+    assert codec["name"] == "sharding_indexed"
+    assert codec["configuration"]["codecs"] == [{"name": "bytes", "configuration": {"endian": "little"}}]
+    assert metadata["dimension_names"] == ["row", "feature"]
     assert metadata["fill_value"] == "NaN"
-    assert (small_store / "teachers/alpha/image/c/0/0").stat().st_size == 256 * 8 * 2 + 4
+    assert (small_store / "teachers/alpha/image/loose/00000").stat().st_size == 256 * 8 * 2 + 4
 
 
 def test_tensorstore_reads_the_same_values(small_store: Path) -> None:
+    fold(Store.open(small_store))
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(small_store / "teachers/alpha/image")}}
     values = ts.open(spec, read=True).result().read().result()
     assert np.array_equal(values, FeatureStore.open(small_store).image("alpha"))
@@ -147,13 +150,13 @@ def test_a_shard_without_ledger_entry_is_nan_and_unavailable(small_store: Path) 
 
 
 def test_a_missing_chunk_is_an_error_not_a_zero(small_store: Path) -> None:
-    (small_store / "teachers/alpha/image/c/1/0").unlink()
-    with pytest.raises(CorruptStoreError, match=r"c/1/0 is missing although the ledger vouches for it"):
+    (small_store / "teachers/alpha/image/loose/00001").unlink()
+    with pytest.raises(CorruptStoreError, match=r"loose/00001 is missing although the ledger vouches for it"):
         FeatureStore.open(small_store).image("alpha")
 
 
 def test_a_short_chunk_is_an_error_not_a_bus_error(small_store: Path) -> None:
-    chunk = small_store / "teachers/alpha/image/c/1/0"
+    chunk = small_store / "teachers/alpha/image/loose/00001"
     chunk.write_bytes(chunk.read_bytes()[:1000])
     with pytest.raises(CorruptStoreError, match="has 1000 bytes, expected 4100"):
         FeatureStore.open(small_store).image("alpha")
@@ -164,7 +167,7 @@ def test_summary_counts(small_store: Path) -> None:
     summary = FeatureStore.open(small_store).summary()
     assert summary.status == {"ok": 600}
     assert summary.teachers["alpha"].shards_done == 2
-    assert summary.teachers["alpha"].image_rows == 256 + 88
+    assert summary.teachers["alpha"].rows == {"image": 256 + 88, "text": 256 + 88}
     assert summary.teachers["beta"].shards_done == 3
     assert not summary.complete
 
@@ -179,12 +182,13 @@ def test_opening_what_is_not_a_store(tmp_path: Path) -> None:
         FeatureStore.open(tmp_path / "foreign")
 
 
-def test_a_newer_format_is_refused(small_store: Path) -> None:
+@pytest.mark.parametrize(("version", "step"), [(3, "install a newer mmkd"), (1, "make it again")])
+def test_another_format_is_refused(small_store: Path, version: int, step: str) -> None:
     path = small_store / "zarr.json"
     metadata = json.loads(path.read_text())
-    metadata["attributes"]["mmkd"]["format"] = 2
+    metadata["attributes"]["mmkd"]["format"] = version
     path.write_text(json.dumps(metadata))
-    with pytest.raises(FormatVersionError, match="format 2, this mmkd reads format 1"):
+    with pytest.raises(FormatVersionError, match=f"format {version}, this mmkd reads format 2; {step}"):
         FeatureStore.open(small_store)
 
 
@@ -259,12 +263,12 @@ def test_mapped_span_equals_concatenation(present: list[bool], pages: int) -> No
     size = pages * mmap.PAGESIZE
     filler = bytes([7]) * size
     with tempfile.TemporaryDirectory() as folder:
-        paths: list[Path | None] = []
+        runs: list[Run] = []
         expected = b""
         for index, there in enumerate(present):
             body = bytes([index + 10]) * size
             path = Path(folder) / str(index)
             path.write_bytes(body + b"crc!")
-            paths.append(path if there else None)
+            runs.append(Run(path if there else None, 0, 1, size + 4 if there else None))
             expected += body if there else filler
-        assert map_chunks(paths, size, lambda: filler).tobytes() == expected
+        assert map_runs(runs, len(present), size, lambda: filler).tobytes() == expected

@@ -18,8 +18,10 @@ from tiny_store import every_file, found, make_card, make_store
 
 from mmkd.base.errors import CorruptStoreError, NotAStoreError, StoreError
 from mmkd.store import FeatureStore
+from mmkd.store.fold import fold
 from mmkd.store.hierarchy import group_document, read_json
-from mmkd.store.record import StoreRecord, read_record
+from mmkd.store.pack import index_bytes
+from mmkd.store.record import Store, StoreRecord, read_record
 from mmkd.store.verify import repair, verify
 
 
@@ -50,10 +52,11 @@ def test_every_byte_flipped_is_found(smallest: Path, step: int) -> None:
     assert not found(smallest)
 
 
-def test_zarr_refuses_a_flipped_chunk(small_store: Path) -> None:
-    path = small_store / "teachers/alpha/image/c/1/0"
+def test_zarr_refuses_a_flipped_index(small_store: Path) -> None:
+    fold(Store.open(small_store))
+    path = small_store / "teachers/alpha/image/c/0/0"
     data = bytearray(path.read_bytes())
-    for index in range(0, len(data), 97):
+    for index in range(len(data) - index_bytes(32), len(data), 7):
         data[index] ^= 0x40
         path.write_bytes(data)
         with pytest.raises(ValueError, match=r"[Cc]hecksum|crc32c"):
@@ -180,7 +183,7 @@ def test_a_replaced_file_leaves_a_mapping_as_it_was(small_store: Path) -> None:
     before = np.array(image)
     other = small_store.parent / "other"
     make_store(other, 600, [make_card("alpha", 8)], seed=9)
-    for name in ("teachers/alpha/image/c/0/0", "ledger/00000.alpha.json"):
+    for name in ("teachers/alpha/image/loose/00000", "ledger/00000.alpha.json"):
         (other / name).replace(small_store / name)
     assert np.array_equal(image, before)
     assert not np.array_equal(FeatureStore.open(small_store).image("alpha")[:256], before[:256])

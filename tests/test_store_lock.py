@@ -105,7 +105,7 @@ def test_every_command_that_writes_is_refused_with_one_line_and_goes_on_after_a_
 
 
 def test_repair_waits_for_nobody_and_drops_nothing_meanwhile(small_store: Path) -> None:
-    (small_store / "teachers/alpha/image/c/1/0").write_bytes(b"")
+    (small_store / "teachers/alpha/image/loose/00001").write_bytes(b"")
     with held(small_store):
         status, line = run("store", "verify", small_store, "--repair")
         assert status == 1

@@ -31,8 +31,8 @@ def flip(path: Path, index: int = -9) -> None:
 @pytest.mark.parametrize(
     ("damaged", "dropped"),
     [
-        ("teachers/alpha/image/c/1/0", ["ledger/00001.alpha.json"]),
-        ("teachers/beta/valid/c/2", ["ledger/00002.beta.json"]),
+        ("teachers/alpha/image/loose/00001", ["ledger/00001.alpha.json"]),
+        ("teachers/beta/valid/loose/00002", ["ledger/00002.beta.json"]),
         ("ledger/00000.beta.json", ["ledger/00000.beta.json"]),
         ("samples/00001.parquet", ["ledger/00001.alpha.json", "ledger/00001.beta.json", "samples/00001.parquet"]),
         ("teachers/alpha/zarr.json", [*(f"ledger/0000{i}.alpha.json" for i in range(3)), "teachers/alpha/zarr.json"]),
@@ -70,9 +70,9 @@ def test_chunks_without_an_entry_and_strangers_are_listed_and_left(small_store: 
     assert report.orphans == (
         "samples/copy.parquet",
         "samples/notes.txt",
-        "teachers/alpha/image/c/2/0",
-        "teachers/alpha/text/c/2/0",
-        "teachers/alpha/valid/c/2",
+        "teachers/alpha/image/loose/00002",
+        "teachers/alpha/text/loose/00002",
+        "teachers/alpha/valid/loose/00002",
     )
     assert repair(small_store, report) == ()
     assert FeatureStore.open(small_store).sample_table().num_rows == 600  # the copy is not read
@@ -87,11 +87,11 @@ def test_a_key_of_two_rows_is_found(small_store: Path) -> None:
 
 
 def test_the_command_repairs_and_says_what_it_did(small_store: Path) -> None:
-    flip(small_store / "teachers/alpha/text/c/0/0")
+    flip(small_store / "teachers/alpha/text/loose/00000")
     runner = CliRunner()
     first = runner.invoke(store_command, ["verify", str(small_store)])
     assert first.exit_code == 1
-    assert "shard 0 of alpha: teachers/alpha/text/c/0/0 has CRC32C" in first.output
+    assert "shard 0 of alpha: teachers/alpha/text/loose/00000 has CRC32C" in first.output
     second = runner.invoke(store_command, ["verify", str(small_store), "--repair", "--deep"])
     assert second.exit_code == 0
     assert "dropped ledger/00000.alpha.json" in second.output
@@ -99,7 +99,8 @@ def test_the_command_repairs_and_says_what_it_did(small_store: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damaged", "said"), [("teachers/alpha/text/c/1/0", "shard 1 of alpha"), ("samples/00001.parquet", "00001.parquet")]
+    ("damaged", "said"),
+    [("teachers/alpha/text/loose/00001", "shard 1 of alpha"), ("samples/00001.parquet", "00001.parquet")],
 )
 def test_the_command_says_which_share_of_the_store_it_read(small_store: Path, damaged: str, said: str) -> None:
     flip(small_store / damaged)
@@ -120,7 +121,7 @@ def test_extraction_after_repair_gives_the_same_bytes(tmp_path: Path) -> None:
     root = tmp_path / "store"
     run(corpus, root, teachers)
     before = tree_digest(root)
-    for name in ("samples/00001.parquet", "teachers/one/text/c/0/0", "teachers/one/image/zarr.json"):
+    for name in ("samples/00001.parquet", "teachers/one/text/loose/00000", "teachers/one/image/zarr.json"):
         flip(root / name, index=60)
     assert len(repair(root, verify(root))) == 4
     assert not FeatureStore.open(root).available().any()

@@ -7,7 +7,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pytest
-from gappy_store import mmkd
+from gappy_store import ANY, mmkd
 from tiny_store import make_card, make_selection, make_store
 
 from mmkd.base.places.remote import as_root
@@ -21,9 +21,7 @@ from mmkd.store.writer import ShardFeatures, move_corpus, write_shard
 def test_a_subset_by_keys_keeps_their_order_and_all_that_is_known(gappy: FeatureStore, tmp_path: Path) -> None:
     rows = [299, 3, 256, 5, 0]
     (tmp_path / "keys").write_text("".join(f"k{row}\n" for row in rows))
-    assert mmkd("subset", gappy.root, tmp_path / "out", "--incomplete", "--keys", tmp_path / "keys").output.startswith(
-        "5 rows"
-    )
+    assert mmkd("subset", gappy.root, tmp_path / "out", *ANY, "--keys", tmp_path / "keys").output.startswith("5 rows")
     part = FeatureStore.open(tmp_path / "out")
     for slug in gappy.teachers:
         assert part.teachers[slug] == gappy.teachers[slug]
@@ -37,7 +35,7 @@ def test_a_subset_by_keys_keeps_their_order_and_all_that_is_known(gappy: Feature
 
 def test_a_subset_by_value_and_teacher(gappy: FeatureStore, tmp_path: Path) -> None:
     arguments = ("--where", "site = 's1' and status = 'ok'", "--teachers", "beta")
-    assert mmkd("subset", gappy.root, tmp_path / "out", "--incomplete", *arguments).output.startswith("100 rows")
+    assert mmkd("subset", gappy.root, tmp_path / "out", *ANY, *arguments).output.startswith("100 rows")
     part = FeatureStore.open(tmp_path / "out")
     assert list(part.teachers) == ["beta"]
     assert np.array_equal(part.image("beta"), gappy.image("beta")[1::3], equal_nan=True)
@@ -66,11 +64,11 @@ def test_a_subset_by_filter_and_selection(gappy: FeatureStore, tmp_path: Path) -
     kept = np.zeros((300, 2), bool)
     kept[[2, 5, 290], [0, 1, 1]] = True
     make_selection(gappy, "some", kept, list(gappy.teachers.values()))
-    assert mmkd("subset", gappy.root, tmp_path / "a", "--incomplete", "--selection", "some").output.startswith("3 rows")
+    assert mmkd("subset", gappy.root, tmp_path / "a", *ANY, "--selection", "some").output.startswith("3 rows")
     part = FeatureStore.open(tmp_path / "a")
     assert part.sample_table()["key"].to_pylist() == ["k2", "k5", "k290"]
     arguments = ("--selection", "some", "--where", "row > 3 and site = 's2'")
-    assert mmkd("subset", gappy.root, tmp_path / "b", "--incomplete", *arguments).output.startswith("2 rows")
+    assert mmkd("subset", gappy.root, tmp_path / "b", *ANY, *arguments).output.startswith("2 rows")
     assert np.array_equal(
         FeatureStore.open(tmp_path / "b").text("alpha"), gappy.text("alpha")[[5, 290]], equal_nan=True
     )
@@ -101,7 +99,7 @@ def test_what_is_not_there_is_one_line(gappy: FeatureStore, tmp_path: Path) -> N
 def test_a_split_store_merges_back_to_the_same(gappy: FeatureStore, tmp_path: Path) -> None:
     for name, rows in (("a", range(130)), ("b", range(130, 300))):
         (tmp_path / f"{name}.txt").write_text("".join(f"k{row}\n" for row in rows))
-        mmkd("subset", gappy.root, tmp_path / name, "--incomplete", "--keys", tmp_path / f"{name}.txt")
+        mmkd("subset", gappy.root, tmp_path / name, *ANY, "--keys", tmp_path / f"{name}.txt")
     assert mmkd("merge", tmp_path / "a", tmp_path / "b", tmp_path / "out").output.startswith("300 rows")
     whole = FeatureStore.open(tmp_path / "out")
     assert whole.sample_table() == gappy.sample_table()

@@ -98,7 +98,7 @@ def test_features_cannot_be_written_to(shared: tuple[Path, dict[str, np.ndarray]
 
 
 def test_writing_past_numpy_is_a_fault_not_a_change(shared: tuple[Path, dict[str, np.ndarray]]) -> None:
-    chunk = shared[0] / "teachers/alpha/image/c/0/0"
+    chunk = shared[0] / "teachers/alpha/image/loose/00000"
     before = chunk.read_bytes()
     script = (
         "import ctypes, faulthandler\n"
@@ -127,7 +127,7 @@ def test_a_shard_replaced_while_mapped_changes_nothing_for_who_has_it_open(tmp_p
     assert (late[256:512] == 7).all()
     assert np.array_equal(late[:256], written["alpha/image"][:256])
     # Gone from the folder altogether: who has it mapped still reads it.
-    (tmp_path / "s/teachers/alpha/image/c/1/0").unlink()
+    (tmp_path / "s/teachers/alpha/image/loose/00001").unlink()
     assert np.array_equal(values, written["alpha/image"])
     assert (late[256:512] == 7).all()
 
@@ -154,7 +154,7 @@ class _Cells(HTMLParser):
 
 def test_the_notebook_table_is_escaped_and_has_headers(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>\"'&"
-    cards = [make_card("alpha", 8).model_copy(update={"source": evil, "licence": evil})]
+    cards = [make_card("alpha", 8).model_copy(update={"source": evil, "license": evil})]
     make_store(tmp_path / "a<b>&c", 600, cards)
     store = FeatureStore.open(tmp_path / "a<b>&c")
     cells = _Cells()

@@ -19,7 +19,7 @@ from mmkd.cli.store.convert import export
 from mmkd.store import FeatureStore
 from mmkd.store.convert.clip_retrieval import ClipRetrievalFolder, export_npy
 from mmkd.store.convert.importing import NO_FEATURE, import_features
-from mmkd.store.convert.original import export_original
+from mmkd.store.convert.original_export import export_original
 from mmkd.store.convert.rows import StoreRows, chosen_rows
 from mmkd.store.encoding import decode_rows, encode_rows
 from mmkd.store.inputs import Inputs
@@ -67,7 +67,7 @@ def test_a_subset_is_not_continued_after_its_source_was_extracted_further(tmp_pa
 
     def run() -> None:
         store = FeatureStore.open(tmp_path / "st")
-        import_features(StoreRows([(store, np.arange(600))], incomplete=True), tmp_path / "out", None, silent)
+        import_features(StoreRows([(store, np.arange(600))], allow_loss=["extraction"]), tmp_path / "out", None, silent)
 
     run()
     run()
@@ -133,11 +133,28 @@ def test_columns_of_clip_retrieval_are_not_taken_for_places_in_a_file(tmp_path: 
     assert [found[f"metadata_{name}"] for name in ("length", "offset", "row")] == ["long", "0.5", "7"]
 
 
-def test_an_export_in_the_releases_layout_names_the_columns_that_it_drops(tmp_path: Path) -> None:
+def test_an_export_in_the_releases_layout_asks_for_what_it_loses(tmp_path: Path) -> None:
     make_store(tmp_path / "st", 3, [make_card("alpha", 4)])
-    assert export_original(FeatureStore.open(tmp_path / "st"), tmp_path / "out").dropped == ("site",)
-    done = CliRunner().invoke(export, [str(tmp_path / "st"), str(tmp_path / "again"), "--layout", "original"])
-    assert "(without the columns site, for which the layout has no place)" in done.output
+    write_part(tmp_path / "st", 0, with_columns(read_part(tmp_path / "st", 0)[0], {"width": [7, None, 7]}))
+    command = [str(tmp_path / "st"), str(tmp_path / "out"), "--layout", "original"]
+    refused = CliRunner().invoke(export, command)
+    assert str(refused.exception) == (
+        "the release's layout would be without the cards of alpha (the release has names alone); without the column "
+        "values width of 2 rows; without the keys of 3 rows ('k0' becomes 'mmkd/k0'); nothing was written: add "
+        "--allow-loss cards,columns,keys to accept this"
+    )
+    assert not (tmp_path / "out").exists()
+    some = CliRunner().invoke(export, [*command, "--allow-loss", "cards,keys"])
+    assert "--allow-loss columns to accept this" in str(some.exception)
+    assert CliRunner().invoke(export, [*command, "--allow-loss", "cards,keys,columns"]).output.startswith("3 samples")
+
+
+def test_an_unknown_kind_of_loss_is_one_line(tmp_path: Path) -> None:
+    make_store(tmp_path / "st", 3, [make_card("alpha", 4)])
+    command = [str(tmp_path / "st"), str(tmp_path / "out"), "--layout", "npy", "--allow-loss", "colums"]
+    assert "--allow-loss 'colums' is none of cards, columns, extraction" in str(
+        CliRunner().invoke(export, command).exception
+    )
 
 
 def test_captions_and_keys_of_other_types_are_text(tmp_path: Path) -> None:
@@ -155,7 +172,7 @@ def test_an_export_in_the_releases_layout_names_what_its_loader_cannot_read(tmp_
     values = np.ones((3, 4), np.float16)
     part = ShardFeatures(values, values, np.array([3, 1, 0], np.uint8))
     write_shard(store, make_card("alpha", 4), 0, part, read_part(tmp_path / "st", 0)[1])
-    report = export_original(FeatureStore.open(tmp_path / "st"), tmp_path / "out")
+    report = export_original(FeatureStore.open(tmp_path / "st"), tmp_path / "out", allow_loss=["all"])
     assert (report.samples, report.incomplete, report.left_out) == (2, 1, 1)
 
 
@@ -163,7 +180,7 @@ def test_keys_that_would_be_one_folder_are_refused(tmp_path: Path) -> None:
     make_store(tmp_path / "st", 2, [make_card()])
     write_part(tmp_path / "st", 0, with_columns(read_part(tmp_path / "st", 0)[0], {"key": ["a/b/c", "a_b/c"]}))
     with pytest.raises(CorpusError, match="key 'a_b/c' and another one would both be written to"):
-        export_original(FeatureStore.open(tmp_path / "st"), tmp_path / "out")
+        export_original(FeatureStore.open(tmp_path / "st"), tmp_path / "out", allow_loss=["all"])
 
 
 def test_columns_of_one_name_are_named(tmp_path: Path) -> None:
@@ -202,8 +219,8 @@ READS: dict[str, Callable[[Path], object]] = {
     "teachers/alpha/zarr.json": FeatureStore.open,
     "ledger/00000.alpha.json": lambda root: FeatureStore.open(root).ledger,
     "samples/00000.parquet": lambda root: FeatureStore.open(root).sample_table(),
-    "teachers/alpha/image/c/0/0": lambda root: np.asarray(FeatureStore.open(root).image("alpha")),
-    "teachers/alpha/valid/c/0": lambda root: FeatureStore.open(root).valid("alpha"),
+    "teachers/alpha/image/loose/00000": lambda root: np.asarray(FeatureStore.open(root).image("alpha")),
+    "teachers/alpha/valid/loose/00000": lambda root: FeatureStore.open(root).valid("alpha"),
     "selections/half/zarr.json": lambda root: FeatureStore.open(root).available("half"),
     "selections/half/c/0/0": lambda root: FeatureStore.open(root).available("half"),
 }
@@ -240,8 +257,7 @@ def test_half_copied_selections_and_inputs_are_named(tmp_path: Path) -> None:
     (tmp_path / "st/selections/half/zarr.json").unlink()
     (tmp_path / "st/inputs").mkdir()
     (tmp_path / "st/inputs/00001.arrow").write_bytes(b"x")
-    chunks = {f"selections/half/c/{shard}/0" for shard in range(store.shards)}
-    assert set(verify(tmp_path / "st").orphans) == chunks | {"inputs/00001.arrow"}
+    assert set(verify(tmp_path / "st").orphans) == {"selections/half/c/0/0", "inputs/00001.arrow"}
 
 
 def test_inputs_of_a_store_that_moved_are_not_none(tmp_path: Path) -> None:
@@ -256,7 +272,7 @@ def test_a_key_that_cannot_name_a_folder_is_refused(tmp_path: Path, key: str) ->
     make_store(tmp_path / "st", 1, [make_card()])
     write_part(tmp_path / "st", 0, with_columns(read_part(tmp_path / "st", 0)[0], {"key": [key]}))
     with pytest.raises(CorpusError, match="cannot name a folder of the release's layout"):
-        export_original(FeatureStore.open(tmp_path / "st"), tmp_path / "out")
+        export_original(FeatureStore.open(tmp_path / "st"), tmp_path / "out", allow_loss=["all"])
 
 
 def test_labels_without_a_name_and_of_bytes_keep_their_values(tmp_path: Path) -> None:

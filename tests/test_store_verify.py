@@ -25,9 +25,9 @@ def test_verify_accepts_a_sound_store(small_store: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "teachers/alpha/image/c/0/0",
-        "teachers/beta/text/c/2/0",
-        "teachers/alpha/valid/c/1",
+        "teachers/alpha/image/loose/00000",
+        "teachers/beta/text/loose/00002",
+        "teachers/alpha/valid/loose/00001",
         "samples/00001.parquet",
         "ledger/00002.beta.json",
     ],
@@ -55,13 +55,13 @@ def test_a_sample_of_shards_is_read_whole_and_said(small_store: Path) -> None:
     store = FeatureStore.open(small_store)
     report = store.verify(sample=1, seed=seed)
     assert (report.sound, report.entries, report.shards, report.all_shards) == (True, 2, 1, 3)
-    for name in ("teachers/alpha/image/c/2/0", "samples/00002.parquet", "teachers/beta/text/c/1/0"):
+    for name in ("teachers/alpha/image/loose/00002", "samples/00002.parquet", "teachers/beta/text/loose/00001"):
         path = small_store / name
         data = bytearray(path.read_bytes())
         data[-9] ^= 0x04
         path.write_bytes(data)
     (problem,) = store.verify(sample=1, seed=seed).findings
-    assert (problem.shard, problem.teacher, problem.file) == (1, "beta", "teachers/beta/text/c/1/0")
+    assert (problem.shard, problem.teacher, problem.file) == (1, "beta", "teachers/beta/text/loose/00001")
     assert len({finding.shard for finding in store.verify().findings}) == 2
 
 
@@ -77,8 +77,9 @@ def test_what_is_not_sampled_is_metadata_entries_and_names(small_store: Path) ->
         "ledger/00002.beta.json", "teachers/alpha/image/zarr.json"
     }  # fmt: skip
     assert report.orphans == (
-        "samples/stranger", "teachers/beta/image/c/2/0", "teachers/beta/text/c/2/0", "teachers/beta/valid/c/2"
-    )  # fmt: skip
+        "samples/stranger",
+        *(f"teachers/beta/{name}/loose/00002" for name in ("image", "text", "valid")),
+    )
 
 
 def write_image(root: Path, image: np.ndarray) -> None:
@@ -114,7 +115,7 @@ def test_verify_finds_rows_that_are_marked_sound_but_are_not(tmp_path: Path) -> 
     image[3], image[5] = 0, np.inf
     entry = root / "ledger/00000.alpha.json"
     data, crc = encode_chunk(image)
-    (root / "teachers/alpha/image/c/0/0").write_bytes(data)
+    (root / "teachers/alpha/image/loose/00000").write_bytes(data)
     entry.write_text(json.dumps(json.loads(entry.read_text()) | {"image_crc32c": crc}))
     assert FeatureStore.open(root).verify().sound  # the bytes are those that were vouched for
     (problem,) = FeatureStore.open(root).verify(deep=True).problems
@@ -122,7 +123,7 @@ def test_verify_finds_rows_that_are_marked_sound_but_are_not(tmp_path: Path) -> 
 
 
 def test_verify_counts_left_over_temporary_files(small_store: Path) -> None:
-    (small_store / "teachers/alpha/image/c/0/.0.123-abcd.mmkd-tmp").write_bytes(b"half")
+    (small_store / "teachers/alpha/image/loose/.0.123-abcd.mmkd-tmp").write_bytes(b"half")
     report = FeatureStore.open(small_store).verify()
     assert report.sound
-    assert report.temporary == ("teachers/alpha/image/c/0/.0.123-abcd.mmkd-tmp",)
+    assert report.temporary == ("teachers/alpha/image/loose/.0.123-abcd.mmkd-tmp",)

@@ -54,7 +54,9 @@ def test_no_space_is_one_line_and_leaves_nothing_half_done(tmp_path: Path) -> No
     process = child("make_store(Path('s'), 600, [make_card('alpha', 64)])", limit, tmp_path)
     (line,) = process.communicate()[0].splitlines()
     assert line.startswith("cannot write ")
-    assert line.endswith("s/teachers/alpha/image/c/0/0: File too large; make room or get permission, then run it again")
+    assert line.endswith(
+        "s/teachers/alpha/image/loose/00000: File too large; make room or get permission, then run it again"
+    )
     report = verify(tmp_path / "s")
     assert report.sound
     assert report.entries == 0

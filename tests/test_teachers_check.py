@@ -133,8 +133,8 @@ def test_check(mmkd: Terminal, tmp_path: Path) -> None:
     assert (report["dim"], report["image_size"], report["context_length"]) == (snapshots.DIM, [160, 160], 64)
     assert report["digest"] == describe_teacher(spec).digest
     assert report["captions_cut"] >= 1
-    assert report["image"]["not_finite"] == 0
-    assert report["image"]["norm_smallest"] > 0
+    assert report["towers"]["image"]["not_finite"] == 0
+    assert report["towers"]["image"]["norm_smallest"] > 0
     assert report["logit_scale"] == pytest.approx(np.exp(3.0), rel=1e-6)
     assert report["sound"]
     code, out, _ = mmkd("check", card_file(spec, tmp_path))
@@ -150,7 +150,7 @@ def test_check_on_ones_own_pictures(mmkd: Terminal, tmp_path: Path) -> None:
     snapshots.pictures()[0].save(photographs / "a.png")
     (photographs / "notes.txt").write_text("not a picture")
     _, out, _ = mmkd("check", card_file(spec, tmp_path), "--images", photographs, "--json")
-    assert json.loads(out)["image"]["inputs"] == 1
+    assert json.loads(out)["towers"]["image"]["inputs"] == 1
     (photographs / "b.png").write_bytes((photographs / "a.png").read_bytes()[:900])
     code, _, err = mmkd("check", card_file(spec, tmp_path), "--images", photographs)
     assert (code, "b.png is a broken picture" in err) == (1, True)
@@ -171,7 +171,7 @@ def test_check_counts_nan_in_half_precision(mmkd: Terminal, tmp_path: Path) -> N
     weights["visual.transformer.resblocks.0.mlp.c_fc.weight"] *= 1e5
     torch.save(weights, tmp_path / "open_clip_pytorch_model.bin")
     _, out, _ = mmkd("check", card_file(spec, tmp_path), "--json")
-    assert json.loads(out)["image"]["not_finite_in_half"] == {"fp16": 6, "bf16": 0}
+    assert json.loads(out)["towers"]["image"]["not_finite_in_half"] == {"fp16": 6, "bf16": 0}
 
 
 @pytest.mark.integration

@@ -76,14 +76,14 @@ def test_the_teacher_says_the_same_again(extracted: Path) -> None:
     assert report["sound"] is True
     assert report["same_teacher"] is True
     assert report["rows"] == 10
-    image, text = report["image"], report["text"]
+    image, text = report["towers"]["image"], report["towers"]["text"]
     assert (text["compared"], image["below"], text["below"]) == (10, 0, 0)
     assert image["smallest"] > 1 - 1e-6
     assert image["strangers"] < 1 - 0.01  # the tolerance separates equal from other rows
     assert compared(extracted / "s", "-n", 10) == report
     # All rows: the one broken picture has no feature, so its text alone is compared.
     everything = compared(extracted / "s")
-    assert (everything["image"]["compared"], everything["text"]["compared"]) == (ROWS - 1, ROWS)
+    assert (everything["towers"]["image"]["compared"], everything["towers"]["text"]["compared"]) == (ROWS - 1, ROWS)
     assert everything["not_compared"] == {}
 
 
@@ -101,7 +101,7 @@ def test_swapped_rows_with_sound_checksums_are_found(copy: Path) -> None:
     write_shard(Store(copy, store.record), store.card("tiny"), 0, ShardFeatures(image, text, store.valid("tiny")), sha)
     assert verify(copy, deep=True).sound  # every byte is as vouched for
     report = compared(copy)
-    assert (report["sound"], report["image"]["below"], report["text"]["below"]) == (False, 2, 0)
+    assert (report["sound"], report["towers"]["image"]["below"], report["towers"]["text"]["below"]) == (False, 2, 0)
     assert compared(copy, "--tolerance", 2)["sound"] is True
 
 
@@ -133,7 +133,7 @@ def test_images_that_are_gone_or_changed_are_counted_not_compared(extracted: Pat
     for corpus in (moved, moved / "pairs.csv"):
         report = compared(extracted / "s", "--corpus", corpus)
         assert report["not_compared"] == {"image: file not found": 1, "image: not the bytes of then": 1}
-        assert (report["image"]["compared"], report["sound"]) == (ROWS - 3, True)
+        assert (report["towers"]["image"]["compared"], report["sound"]) == (ROWS - 3, True)
 
 
 def test_nothing_to_compare_is_an_error_not_a_success(extracted: Path, tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_store_without_features_says_so(extracted: Path, copy: Path) -> None:
 
 
 def test_damaged_valid_bits_are_refused(copy: Path) -> None:
-    (copy / "teachers/tiny/valid/c/0").write_bytes(encode_chunk(np.full(256, 3, np.uint8))[0])
+    (copy / "teachers/tiny/valid/loose/00000").write_bytes(encode_chunk(np.full(256, 3, np.uint8))[0])
     with pytest.raises(StoreError, match="the ledger vouches for"):
         raise compare(copy, "tiny").exception
 

@@ -185,6 +185,9 @@ def test_a_folder_saved_by_the_processor_of_transformers_5(tmp_path: Path) -> No
     (tmp_path / "processor_config.json").write_text(json.dumps(saved))
     assert describe_teacher(spec).digest == before.digest
     assert load(spec).card.digest == before.digest
+    path.write_text(json.dumps(content | {"image_mean": [0.1, 0.2, 0.3]}))
+    with pytest.raises(TeacherError, match=r"preprocessor_config\.json and processor_config\.json of .* disagree"):
+        describe_teacher(spec)
 
 
 def test_a_timm_tower_of_another_size_is_one_line(tmp_path: Path) -> None:
@@ -234,10 +237,11 @@ def edit_json(path: Path, **changes: object) -> None:
         ({"size": [32, 32]}, r"size: is \[32, 32\], expected a number or edges by name"),
         ({"size": None}, r"size: is None, expected a number or edges by name"),
         ({"resample": "bicubic"}, r"resample: .*valid integer"),
-        ({"resample": 1}, r"resample 1, which mmkd does not do exactly"),
+        ({"resample": 1}, r"resample 1, .*which mmkd does not do exactly"),
         ({"do_center_crop": None}, r"which mmkd does not do exactly"),
         ({"do_resize": None}, r"which mmkd does not do exactly"),
-        ({"rescale_factor": 1}, r"which mmkd does not do exactly"),
+        ({"rescale_factor": 1}, r"rescale_factor 1, which mmkd does not do exactly"),
+        ({"do_rescale": False}, r"do_rescale False, .*which mmkd does not do exactly"),
         ({"image_processor": ["x"]}, r"the image processor's configuration: image_processor: "),
     ],
 )

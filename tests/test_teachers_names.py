@@ -48,7 +48,7 @@ def test_every_card_is_complete() -> None:
     slugs = [teacher.slug for teacher in (*the_nine(), *variants())]
     assert len(set(slugs)) == len(slugs)
     assert [teacher.slug for teacher in the_nine() if teacher.inferred] == ["medclip"]
-    assert {teacher.slug for teacher in the_nine() if teacher.licence == "not stated"} == {"bmca", "plip", "medclip"}
+    assert {teacher.slug for teacher in the_nine() if teacher.license == "not stated"} == {"bmca", "plip", "medclip"}
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from mmkd.cli.doctor import _dask
 from mmkd.extract import cluster
 from mmkd.extract.cluster import dask_client, first_cause
 from mmkd.extract.cluster_config import load_cluster
+from mmkd.extract.preloads import try_preloads
 
 FILES = {
     "broken YAML": ("distributed: [this is\n  not: yaml\n", "fault", "malformed"),
@@ -191,3 +192,76 @@ def test_extras_come_from_where_mmkd_came(
 
     monkeypatch.setattr(install, "distribution", lambda _: Installed())
     assert install_command("wsi") == expected
+
+
+PRELOADS = {
+    "scheduler": (
+        "import sys; sys.exit('my reason')",
+        "ended with status 1 (my reason); correct the module, or the YAML",
+    ),
+    "nanny": ("raise KeyboardInterrupt", "was killed by SIGINT (KeyboardInterrupt)"),
+    "client": ("import os; os._exit(7)", "ended with status 7; "),
+    "worker": ("def dask_setup(worker):\n    raise SystemExit(4)", "(SystemExit: 4)"),
+}
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("role", PRELOADS)
+def test_a_preload_that_ends_its_process_is_one_line(
+    role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my_site.py").write_text(PRELOADS[role][0])
+    monkeypatch.syspath_prepend(tmp_path)
+    with (
+        dask.config.set({f"distributed.{role}.preload": ["my_site"]}),
+        pytest.raises(UserError) as error,
+        dask_client(load_cluster("local", 1)),
+    ):
+        pass
+    assert PRELOADS[role][1] in str(error.value)
+    assert f"Dask's distributed.{role}.preload: " in str(error.value)
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.integration
+def test_a_preload_that_waits_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_site.py").write_text("import time; time.sleep(1000)")
+    monkeypatch.syspath_prepend(tmp_path)
+    with (
+        dask.config.set({"distributed.client.preload": "my_site"}),
+        pytest.raises(UserError, match=r"client\.preload: my_site did not end within 15 s; correct the module"),
+    ):
+        try_preloads("address", 15)
+
+
+@pytest.mark.parametrize("named", [5, {"a": 1}, [["a"]]])
+def test_a_preload_that_is_no_name_is_one_line(named: object) -> None:
+    with (
+        dask.config.set({"distributed.scheduler.preload": named}),
+        pytest.raises(UserError, match=r"distributed.scheduler.preload is .*, expected module names"),
+    ):
+        try_preloads("batch")
+
+
+@pytest.mark.integration
+def test_a_setting_that_no_client_takes_is_one_line() -> None:
+    with (
+        dask.config.set({"distributed.client.heartbeat": "abc"}),
+        pytest.raises(UserError, match=r"^no Dask client starts: KeyError: [^\n]*$"),
+        dask_client(load_cluster("local", 1)),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    "content", ["distributed: {scheduler: 5}", "distributed: [a]", "distributed: {comm: {tls: yes}}"]
+)
+def test_a_value_for_a_section_is_one_line(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "user.yaml").write_text(content)
+    monkeypatch.setattr(dask.config, "paths", [str(tmp_path)])
+    with (
+        pytest.raises(UserError, match=r"^Dask's distributed[^\n]* is one value, expected a section[^\n]*$"),
+        dask_client(load_cluster("local", 1)),
+    ):
+        pass

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from mmkd.base.errors import MmkdError
 from mmkd.store.card import Preprocessing, TeacherCard
+from mmkd.store.layout import TOWERS, Tower
 from mmkd.store.record import CorpusRecord, Store, StoreRecord
 from mmkd.store.samples import read_part, sample_schema, with_columns, write_part
 from mmkd.store.selections import SelectionCard, digest_of, write_selection
@@ -16,15 +17,19 @@ from mmkd.store.verify import verify
 from mmkd.store.writer import ShardFeatures, add_teacher, create_store, iter_shards, write_shard
 
 
-def make_card(slug: str = "alpha", dim: int = 8, weights: str = "00") -> TeacherCard:
+def make_card(
+    slug: str = "alpha", dim: int = 8, weights: str = "00", towers: tuple[Tower, ...] = TOWERS
+) -> TeacherCard:
     """A card with made-up identity."""
+    look = Preprocessing(image_size=(4, 4), mean=(0.5,) * 3, std=(0.5,) * 3)
     return TeacherCard(
         slug=slug,
         source=f"local-dir:/nowhere/{slug}",
         weights_sha256=weights,
-        preprocessing=Preprocessing(image_size=(4, 4), mean=(0.5,) * 3, std=(0.5,) * 3),
-        tokenizer_sha256="11",
-        context_length=16,
+        towers=towers,
+        preprocessing=look if "image" in towers else None,
+        tokenizer_sha256="11" if "text" in towers else "",
+        context_length=16 if "text" in towers else 0,
         dim=dim,
     )
 
@@ -52,7 +57,7 @@ def make_store(
     written: dict[str, np.ndarray] = {}
     for card in cards:
         add_teacher(store, card)
-        for tower in ("image", "text"):
+        for tower in card.towers:
             given = None if features is None else features[f"{card.slug}/{tower}"]
             random = rng.normal(size=(rows, card.dim)).astype(np.float16)
             written[f"{card.slug}/{tower}"] = random if given is None else given
@@ -62,9 +67,8 @@ def make_store(
         for card in cards:
             part = slice(span.start, span.stop)
             part_features = ShardFeatures(
-                image=written[f"{card.slug}/image"][part],
-                text=written[f"{card.slug}/text"][part],
-                valid=np.full(len(span), 3, dtype=np.uint8),
+                **{t: written[f"{card.slug}/{t}"][part] if t in card.towers else None for t in TOWERS},
+                valid=np.full(len(span), card.all_sound, dtype=np.uint8),
             )
             write_shard(store, card, shard, part_features, sha)
     return store, written

@@ -91,7 +91,11 @@ def _open(data: bytes) -> Image.Image | None:
         signed_colors = len(bits) > 1 and set(_tag(picture, _FORMAT, (1,))) != {1}
         # libtiff gives samples in the machine's byte order, which Pillow knows of 16 unsigned bits only.
         swapped = data[:2] == (b"MM" if sys.byteorder == "little" else b"II") and _tag(picture, _COMPRESSION, 1) != 1
-        if (planar == 2 and max(bits) > 8) or signed_colors or (swapped and picture.mode in ("I", "F")):
+        if (
+            (planar == 2 and (max(bits) > 8 or len(bits) == 2))
+            or signed_colors
+            or (swapped and picture.mode in ("I", "F"))
+        ):
             return None
     return picture
 

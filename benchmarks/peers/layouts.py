@@ -20,6 +20,7 @@ import torch
 from mmkd.distill.teacher_features import as_tensor
 from mmkd.store import FeatureStore, Preprocessing, TeacherCard
 from mmkd.store.convert.exports import export_safetensors
+from mmkd.store.fold import fold
 from mmkd.store.record import CorpusRecord
 from mmkd.store.samples import read_part, sample_schema
 from mmkd.store.writer import ShardFeatures, add_teacher, create_store, iter_shards, write_shard
@@ -110,6 +111,7 @@ class Mmkd(Layout):
                     ShardFeatures(*part, valid),
                     read_part(self.folder, shard)[1],
                 )
+        fold(store)
 
     def open(self) -> None:
         """Map."""

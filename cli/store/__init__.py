@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from mmkd.cli.store import convert, info, report, rows, show, stats
+from mmkd.cli.store import convert, info, report, rows, show, stats, versions
 
 
 @click.group()
@@ -14,6 +14,7 @@ def store() -> None:
 
 for command in (
     info.info, info.verify, show.show, show.neighbors, stats.stats, report.report, report.atlas, rows.pull,
-    rows.subset, rows.merge, rows.append, rows.relocate, convert.import_, convert.export,
+    rows.subset, rows.merge, rows.append, rows.relocate, rows.fold, versions.diff, versions.tag, convert.import_,
+    convert.export,
 ):  # fmt: skip
     store.add_command(command)

@@ -12,12 +12,12 @@ import click
 from mmkd.base.errors import ConfigError, CorpusError, StoreError
 from mmkd.base.files import list_folder
 from mmkd.base.text import counted
-from mmkd.cli.params import ENCODINGS, JSON, STORE_PATH, echo, progress_bar
+from mmkd.cli.params import ALLOW_LOSS, ENCODINGS, JSON, STORE_PATH, echo, progress_bar
 
 if TYPE_CHECKING:
     from mmkd.base.places.remote import StorePath
     from mmkd.store.convert.importing import FeatureSource
-    from mmkd.store.convert.original import ImageMode, OriginalReport
+    from mmkd.store.convert.original_export import ImageMode, OriginalReport
     from mmkd.store.encoding import Encoding
 
 CODECS = ("zstd", "blosc", "gzip")
@@ -37,9 +37,7 @@ CODECS = ("zstd", "blosc", "gzip")
 @click.option(
     "--encoding",
     type=click.Choice(ENCODINGS),
-    default="float16",
-    show_default=True,
-    help="float32 is exact; float16 rounds and takes half the space, int8 a quarter.",
+    help="float16 takes half the space of float32, int8 a quarter.  [default: one that keeps every value]",
 )
 @click.option(
     "--name",
@@ -47,8 +45,17 @@ CODECS = ("zstd", "blosc", "gzip")
     show_default=True,
     help="Name of the teacher of a clip-retrieval folder or of bags.",
 )
+@ALLOW_LOSS
 @JSON
-def import_(original: Path, path: StorePath, features: str, encoding: Encoding, name: str, as_json: bool) -> None:
+def import_(
+    original: Path,
+    path: StorePath,
+    features: str,
+    encoding: Encoding | None,
+    name: str,
+    allow_loss: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Import features made by other tools into a store. Run again to continue.
 
     ORIGINAL is the original MMKD-CLIP release, a folder of clip-retrieval, a folder of bags (CLAM, TRIDENT), or
@@ -56,13 +63,13 @@ def import_(original: Path, path: StorePath, features: str, encoding: Encoding, 
     from mmkd.store.convert.importing import import_features
 
     with progress_bar("shard", hidden=as_json) as progress:
-        report = import_features(_source(original, features, name), path, encoding, progress)
+        report = import_features(_source(original, features, name, allow_loss), path, encoding, progress)
     written, failed = counted(report.shards, "shard"), counted(report.failed, "row")
     line = f"{counted(report.rows, 'row')} in {path}; {written} written, {failed} failed"
     echo(as_json, asdict(report), [line])
 
 
-def _source(original: Path, features: str, name: str) -> FeatureSource:
+def _source(original: Path, features: str, name: str, allow_loss: tuple[str, ...] = ()) -> FeatureSource:
     if (original / "meta.jsonl").is_file():
         from mmkd.store.convert.original import OriginalRelease
 
@@ -75,11 +82,11 @@ def _source(original: Path, features: str, name: str) -> FeatureSource:
         from mmkd.store.convert.bags import BagFolder
 
         if not described:
-            return BagFolder(original, name)
+            return BagFolder(original, name, None, allow_loss)
         from mmkd.extract.corpora.opening import read_bags
 
         folder, table = read_bags(original)
-        return BagFolder(folder, name, table)
+        return BagFolder(folder, name, table, allow_loss)
     raise CorpusError(
         f"{original} holds neither meta.jsonl (the original release), metadata/ (clip-retrieval) nor *.h5 "
         "(bags of CLAM or TRIDENT); name such a folder"
@@ -107,8 +114,17 @@ def _source(original: Path, features: str, name: str) -> FeatureSource:
     show_default=True,
     help="For --layout original: put the images below OUT, where the release's loader looks for them.",
 )
+@ALLOW_LOSS
 @click.option("--codec", type=click.Choice(CODECS), help="Compression of --layout zarr.")
-def export(path: StorePath, out: Path, layout: str, file: str | None, images: ImageMode, codec: str | None) -> None:
+def export(
+    path: StorePath,
+    out: Path,
+    layout: str,
+    file: str | None,
+    images: ImageMode,
+    allow_loss: tuple[str, ...],
+    codec: str | None,
+) -> None:
     """Write a store's features in another layout, into a new folder."""
     from mmkd.store import FeatureStore
     from mmkd.store.convert.clip_retrieval import export_npy
@@ -122,20 +138,21 @@ def export(path: StorePath, out: Path, layout: str, file: str | None, images: Im
         raise StoreError(f"{out} is there already; name a new folder for the export")
     source = FeatureStore.open(path)
     if layout == "npy":
-        what = counted(export_npy(source, out), "part")
+        what = counted(export_npy(source, out, allow_loss), "part")
     elif layout == "parquet":
-        what = counted(export_parquet(source, out), "file")
+        what = counted(export_parquet(source, out, allow_loss), "file")
     elif layout == "safetensors":
-        what = counted(export_safetensors(source, out), "file")
+        what = counted(export_safetensors(source, out, allow_loss), "file")
     elif codec is not None:
-        report = export_archive(source, out, codec)
+        report = export_archive(source, out, codec, allow_loss)
         share = report.archived / max(report.stored, 1)
         what = f"{report.arrays} arrays, {report.archived:,} bytes ({share:.1%} of {report.stored:,})"
     else:
-        from mmkd.store.convert.original import FILES, export_original, imported_files
+        from mmkd.store.convert.original import FILES
+        from mmkd.store.convert.original_export import export_original, imported_files
 
         files = {None: None, "output": FILES[:1], "project": FILES[1:], "both": FILES}[file]
-        what = _original_counts(export_original(source, out, files, images), images)
+        what = _original_counts(export_original(source, out, files, images, allow_loss), images)
         if "clips_project_output" not in (files or imported_files(source)):
             what += " (the release's loader reads clips_project_output.pt alone: --file project or both)"
     click.echo(f"{what} written to {out}")
@@ -147,8 +164,6 @@ def _original_counts(done: OriginalReport, images: ImageMode) -> str:
         what += f" ({counted(done.left_out, 'row')} without any feature left out)"
     if done.incomplete:
         what += f" ({done.incomplete:,} without both features of any teacher: the release's loader fails on them)"
-    if done.dropped:
-        what += f" (without the columns {', '.join(done.dropped)}, for which the layout has no place)"
     if images != "none":
         what += f", {counted(done.images, 'image')}"
         what += f" ({done.images_missing:,} missing)" if done.images_missing else ""

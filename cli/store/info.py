@@ -116,8 +116,8 @@ def _teacher_lines(info: StoreInfo, ascii_only: bool) -> Iterator[str]:
     for slug, teacher in summary.teachers.items():
         card = info.cards[slug]
         yield (
-            f"  {slug:{width}}  {teacher.shards_done}/{counted(summary.shards, 'shard')}  "
-            f"{counted(teacher.image_rows, 'image')}  {counted(teacher.text_rows, 'text')}  "
+            f"  {slug:{width}}  {teacher.shards_done}/{counted(teacher.shards_asked, 'shard')}  "
+            f"{'  '.join(counted(rows, tower) for tower, rows in teacher.rows.items())}  "
             f"{card.dim} x {card.encoding}  {bytes_text(teacher.bytes)}  "
             f"digest {teacher.digest}  {card.source}"
         )

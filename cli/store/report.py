@@ -73,15 +73,16 @@ def atlas(path: StorePath, teacher: str, sample: int | None, seed: int, projecti
     import pyarrow.parquet as pq
 
     from mmkd.base.files import write_atomically
-    from mmkd.store import IMAGE_SOUND, FeatureStore
+    from mmkd.store import FeatureStore
     from mmkd.store.inspect.projection import X, Y, atlas_table
 
     program = shutil.which("embedding-atlas")
     if out is None and program is None:
         raise UserError(f"embedding-atlas is not installed: {install_command('atlas')}, or give --out FILE.parquet")
     source = FeatureStore.open(path)
-    has_images = bool(np.any(source.valid(teacher) & IMAGE_SOUND))
-    table = atlas_table(source, teacher, "image" if has_images else "text", sample, seed, projection)
+    valid, bits = source.valid(teacher), source.card(teacher).sound_bits
+    tower = next((tower for tower, bit in bits.items() if np.any(valid & bit)), next(iter(bits)))
+    table = atlas_table(source, teacher, tower, sample, seed, projection)
     if out is not None:
         buffer = io.BytesIO()
         pq.write_table(table, buffer)

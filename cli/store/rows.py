@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mmkd.base.errors import UserError
+from mmkd.base.errors import CorruptStoreError, UserError
 from mmkd.base.text import counted
-from mmkd.cli.params import ENCODINGS, JSON, STORE, STORE_PATH, TEACHERS, echo, progress_bar
+from mmkd.cli.params import ALLOW_LOSS, ENCODINGS, JSON, STORE, STORE_PATH, TEACHERS, echo, progress_bar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,11 +20,6 @@ if TYPE_CHECKING:
     from mmkd.base.places.remote import StorePath
     from mmkd.store import FeatureStore
     from mmkd.store.encoding import Encoding
-
-
-INCOMPLETE = click.option(
-    "--incomplete", is_flag=True, help="Also take rows that a teacher has not extracted; their features are missing."
-)
 
 
 def read_keys(path: Path) -> list[str]:
@@ -46,24 +41,15 @@ def _write_rows(
     out: StorePath,
     teachers: tuple[str, ...] | None,
     encoding: Encoding | None,
-    incomplete: bool,
+    allow_loss: tuple[str, ...],
 ) -> None:
-    """Write a new store, and name selections and training inputs, which belong to the old rows and stay behind."""
     from mmkd.store.convert.importing import import_features
     from mmkd.store.convert.rows import StoreRows
-    from mmkd.store.inputs import read_inputs_ledger
-    from mmkd.store.selections import selection_names
 
-    chosen = StoreRows(parts, teachers, incomplete=incomplete)
+    chosen = StoreRows(parts, teachers, allow_loss=allow_loss)
     with progress_bar("shard", hidden=False) as progress:
         report = import_features(chosen, out, encoding, progress)
     click.echo(f"{counted(report.rows, 'row')} in {out}; {counted(report.shards, 'shard')} written")
-    for source, _ in parts:
-        names, shards = selection_names(source.root), len(read_inputs_ledger(source.root))
-        staying = [f"selections {', '.join(names)}"] * bool(names)
-        staying += [f"the training inputs of {counted(shards, 'shard')}"] * bool(shards)
-        if staying:
-            click.echo(f"not taken along from {source.root}: {' and '.join(staying)}", err=True)
 
 
 @click.command()
@@ -115,7 +101,7 @@ def pull(
 @click.option("--selection", metavar="NAME", help="Rows for which this selection chooses any teacher.")
 @TEACHERS
 @click.option("--encoding", type=click.Choice(ENCODINGS), help="Encoding of the new store.  [default: unchanged]")
-@INCOMPLETE
+@ALLOW_LOSS
 def subset(
     path: StorePath,
     out: StorePath,
@@ -124,7 +110,7 @@ def subset(
     selection: str | None,
     teachers: tuple[str, ...] | None,
     encoding: Encoding | None,
-    incomplete: bool,
+    allow_loss: tuple[str, ...],
 ) -> None:
     """Write a new store of some rows and teachers. Rows must satisfy all options. Run again to continue.
 
@@ -137,7 +123,7 @@ def subset(
     source = FeatureStore.open(path)
     check_target([source], out)
     rows = chosen_rows(source, read_keys(keys) if keys else None, where, selection)
-    _write_rows([(source, rows)], out, teachers, encoding, incomplete)
+    _write_rows([(source, rows)], out, teachers, encoding, allow_loss)
 
 
 @click.command()
@@ -177,15 +163,38 @@ def relocate(path: StorePath, folder: Path, corpus: int) -> None:
 
 
 @click.command()
+@STORE_PATH
+@JSON
+def fold(path: StorePath, as_json: bool) -> None:
+    """Pack finished shards into few files, and fold their ledger entries. `mmkd extract` does this at its end.
+
+    A run that was stopped leaves one file per shard and array; nothing else depends on it.
+    """
+    from mmkd.base.lock import only_writer
+    from mmkd.store.fold import fold as pack
+    from mmkd.store.record import Store
+
+    store = Store.open(path)
+    with only_writer(path, "mmkd store fold"), progress_bar("pack", hidden=as_json) as progress:
+        report = pack(store, progress)
+    done = f"{counted(report.packs, 'pack')} written, {counted(report.entries, 'ledger entry')} folded"
+    echo(as_json, asdict(report), (f"{path}: {done}", *(f"not packed: {damage}" for damage in report.damaged)))
+    if report.damaged:
+        raise CorruptStoreError(f"{path} has damaged chunks; run `mmkd store verify {path}`")
+
+
+@click.command()
 @click.argument("paths", metavar="STORE...", nargs=-1, required=True, type=STORE)
 @click.argument("out", type=STORE)
 @TEACHERS
-@INCOMPLETE
-def merge(paths: tuple[StorePath, ...], out: StorePath, teachers: tuple[str, ...] | None, incomplete: bool) -> None:
+@ALLOW_LOSS
+def merge(
+    paths: tuple[StorePath, ...], out: StorePath, teachers: tuple[str, ...] | None, allow_loss: tuple[str, ...]
+) -> None:
     """Write a new store of the rows of several with equal teachers and distinct keys. Run again to continue."""
     from mmkd.store import FeatureStore
     from mmkd.store.convert.rows import check_target, chosen_rows
 
     stores = [FeatureStore.open(path) for path in paths]
     check_target(stores, out)
-    _write_rows([(part, chosen_rows(part)) for part in stores], out, teachers, None, incomplete)
+    _write_rows([(part, chosen_rows(part)) for part in stores], out, teachers, None, allow_loss)

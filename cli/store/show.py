@@ -107,13 +107,13 @@ def neighbors(
 
 def _stored_query(source: FeatureStore, slug: str, key: str) -> NDArray[np.floating[Any]]:
     from mmkd.store.inspect.rows import find_row
-    from mmkd.store.layout import IMAGE_SOUND, TEXT_SOUND
 
     row = find_row(source, key)
     bits = source.valid(slug)[row]
-    if not bits & (IMAGE_SOUND | TEXT_SOUND):
+    tower = next((tower for tower, bit in source.card(slug).sound_bits.items() if bits & bit), None)
+    if tower is None:
         raise ConfigError(f"{slug} has no feature of row {row}; `mmkd store show {source.root} row:{row}` says why")
-    query: NDArray[np.floating[Any]] = (source.image(slug) if bits & IMAGE_SOUND else source.text(slug))[row]
+    query: NDArray[np.floating[Any]] = source.features(slug, tower)[row]
     return query
 
 
@@ -136,6 +136,7 @@ def _encoded_query(
     if more:
         raise TeacherError(f"--teacher {teacher!r} names {1 + len(more)} teachers; one at a time")
     card, stored = describe_teacher(spec), source.card(spec.slug)
+    stored.tower_arrays("image" if text is None else "text")
     if card.digest != stored.digest:
         raise TeacherError(
             f"{spec.slug} at {card.source} has digest {card.digest}, the store was made with {stored.digest} "
@@ -148,7 +149,7 @@ def _encoded_query(
             query = loaded.encode_texts(loaded.tokenize([text])[0])[0].float().numpy()
             return query
         assert image is not None
-        geometry = geometry_of(card.preprocessing)
+        geometry = geometry_of(card.image_preprocessing)
         decoded = decode_image(*read_image(image_source(str(image.parent), image.name)), [geometry])
         if decoded.reason is not None:
             raise ConfigError(f"--image {image}: {decoded.reason.removeprefix('image: ')}; name a picture")
@@ -178,6 +179,8 @@ def _row_lines(view: RowView) -> Iterator[str]:
 
 
 def _shard_lines(source: FeatureStore, view: ShardView) -> Iterator[str]:
+    from mmkd.store.layout import TOWERS
+
     status = ", ".join(f"{count:,} {name}" for name, count in view.status.items())
     yield f"shard {view.shard} of {source.root}: rows {view.first_row} to {view.last_row} ({status})"
     yield from (f"  {count:,} x {reason}" for reason, count in view.reasons.items())
@@ -185,8 +188,9 @@ def _shard_lines(source: FeatureStore, view: ShardView) -> Iterator[str]:
         if entry is None:
             yield f"  {slug}: not extracted"
         else:
-            rows = f"{counted(entry.image_rows, 'image')}, {counted(entry.text_rows, 'text')}"
-            yield f"  {slug}: {rows}, crc32c {entry.image_crc32c} and {entry.text_crc32c}"
+            found = {tower: entry for tower in TOWERS if getattr(entry, f"{tower}_crc32c")}
+            rows = ", ".join(counted(entry.sound_rows(tower), tower) for tower in found)
+            yield f"  {slug}: {rows}, crc32c {' and '.join(getattr(entry, f'{tower}_crc32c') for tower in found)}"
     yield from (f"  row {row['row']}  {row['key']}  {row['status']}: {row['reason']}" for row in view.failures)
 
 

@@ -23,6 +23,7 @@ from mmkd.extract.teachers.loaders import find_loader
 from mmkd.extract.teachers.protocol import Teacher
 from mmkd.extract.teachers.published import known_teacher
 from mmkd.extract.teachers.spec import Precision, TeacherSpec
+from mmkd.store.layout import Tower
 
 _HALVES: tuple[Precision, ...] = ("fp16", "bf16")
 _SAME, _DIFFERENT, _UNKNOWN = "the original's model", "not the original's model", "no published feature to compare with"
@@ -59,12 +60,12 @@ class CheckReport:
     digest: str
     loader: str
     dim: int
-    image_size: tuple[int, int]
+    image_size: tuple[int, int] | None
+    """None without an image tower."""
     context_length: int
     parameters: int | None
     logit_scale: float | None
-    image: TowerReport
-    text: TowerReport
+    towers: dict[Tower, TowerReport]
     captions_cut: int
     load_seconds: float
     peak_memory_bytes: int
@@ -75,7 +76,7 @@ class CheckReport:
     @property
     def sound(self) -> bool:
         """True if all features are finite and equal the original's where compared."""
-        broken = self.image.not_finite + self.text.not_finite
+        broken = sum(tower.not_finite for tower in self.towers.values())
         return broken == 0 and (self.golden is None or self.golden.verdict != _DIFFERENT)
 
 
@@ -90,10 +91,16 @@ def check_teacher(
     started = time.perf_counter()
     teacher = loader.load(spec, card, device)
     load_seconds = time.perf_counter() - started
-    geometry = geometry_of(teacher.card.preprocessing)
-    pictures = drawn_pictures() if images is None else pictures_in(images)
-    pixels = torch.from_numpy(np.stack([pixels_of(picture, [geometry])[geometry] for picture in pictures])).to(device)
-    tokens, lengths = teacher.tokenize(list(CAPTIONS))
+    towers: dict[Tower, TowerReport] = {}
+    lengths: list[int] = []
+    if (look := card.preprocessing) is not None:
+        geometry = geometry_of(look)
+        pictures = drawn_pictures() if images is None else pictures_in(images)
+        arrays = [pixels_of(picture, [geometry])[geometry] for picture in pictures]
+        towers["image"] = _run(teacher, "encode_images", torch.from_numpy(np.stack(arrays)).to(device))
+    if "text" in card.towers:
+        tokens, lengths = teacher.tokenize(list(CAPTIONS))
+        towers["text"] = _run(teacher, "encode_texts", tokens.to(device))
     published = known_teacher(spec.slug)
     return CheckReport(
         slug=spec.slug,
@@ -101,12 +108,11 @@ def check_teacher(
         digest=card.digest,
         loader=card.loader,
         dim=card.dim,
-        image_size=card.preprocessing.image_size,
+        image_size=look.image_size if look else None,
         context_length=card.context_length,
         parameters=teacher.parameters if isinstance(teacher, LoadedTeacher) else None,
         logit_scale=card.logit_scale,
-        image=_run(teacher, "encode_images", pixels),
-        text=_run(teacher, "encode_texts", tokens.to(device)),
+        towers=towers,
         captions_cut=sum(length > card.context_length for length in lengths),
         load_seconds=load_seconds,
         # Linux counts a process in kilobytes.
@@ -191,7 +197,7 @@ def _compare_golden(teacher: Teacher, samples: list[GoldenSample]) -> GoldenRepo
     """Run the teacher on published samples. Raises TeacherError if the published features have another width."""
     if not samples:
         return GoldenReport(samples=0, smallest_image_cosine=None, smallest_text_cosine=None, verdict=_UNKNOWN)
-    geometry = geometry_of(teacher.card.preprocessing)
+    geometry = geometry_of(teacher.card.image_preprocessing)
     images, texts = [], []
     for sample in samples:
         if sample.image_feature.numel() != teacher.card.dim:

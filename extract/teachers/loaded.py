@@ -77,7 +77,7 @@ class LoadedTeacher:
     @torch.inference_mode()
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         """Encode uint8 (B, C, H, W) of the teacher's geometry; returns float32 (B, D)."""
-        images = normalize(pixels, self.card.preprocessing)
+        images = normalize(pixels, self.card.image_preprocessing)
         if images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
         return self._run(images, self._encode_image)

@@ -25,7 +25,7 @@ from mmkd.extract.teachers.weights import read_temperature, weights_identity
 from mmkd.store import Preprocessing, TeacherCard
 
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "tokenizers", "pillow")
-_IDENTITY = ("weights_sha256", "preprocessing", "tokenizer_sha256", "context_length", "dim", "loader", "normalized")
+_IDENTITY = "weights_sha256 preprocessing tokenizer_sha256 context_length towers dim loader normalized".split()  # noqa: SIM905
 
 LOADERS = {
     "open_clip": "mmkd.extract.teachers.open_clip_model",
@@ -88,7 +88,7 @@ class Plan:
             dim=self.dim,
             loader=f"{self.loader}:{settings_sha256(settings)[:12]}",
             logit_scale=next((scale for scale in scales if scale is not None), None),
-            licence=self.spec.licence,
+            license=self.spec.license,
             versions={name: version(name) for name in LIBRARIES},
         )
 
@@ -155,8 +155,8 @@ def _try_once(teacher: LoadedTeacher) -> None:
     """Run one gray image and one empty caption: many towers take one size only. Raises TeacherError if a tower does not
     take what the configuration says, or gives features of another width."""
     card = teacher.card
-    height, width = card.preprocessing.image_size
-    image = torch.zeros(1, 1 if card.preprocessing.color == "L" else 3, height, width, dtype=torch.uint8)
+    height, width = card.image_preprocessing.image_size
+    image = torch.zeros(1, 1 if card.image_preprocessing.color == "L" else 3, height, width, dtype=torch.uint8)
     tokens, _ = teacher.tokenize([""])
     runs = {
         "image": (teacher.encode_images, image, f"{height} x {width} pixels", "image_size, mean or std"),

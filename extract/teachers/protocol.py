@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Teacher(Protocol):
-    """A loaded image-text encoder in evaluation mode on one device. With an attribute `text_lengths: tuple[int, ...]`,
-    ascending and ending in the context, `encode_texts` gets captions cut to the smallest of these that holds them."""
+    """A loaded encoder in evaluation mode on one device, with the towers that its card lists: without an image tower
+    `encode_images` is never called, without a text tower neither `tokenize` nor `encode_texts`. With an attribute
+    `text_lengths: tuple[int, ...]`, ascending and ending in the context, `encode_texts` gets captions cut to the
+    smallest of these that holds them."""
 
     @property
     def card(self) -> TeacherCard:

@@ -49,7 +49,7 @@ class PublishedTeacher(Frozen):
     """Tokens that the authors cut captions to; `context_length` above overrides the files."""
     pixels: str = "RGB, 224 px, shorter side bicubic, center crop, OpenAI mean and std"
     """Preprocessing as published; the loader takes it from the files, and its digest covers it."""
-    licence: str
+    license: str
     """`not stated` if neither the repository nor the model card states one."""
     paper: str
     open_questions: tuple[str, ...] = ()

@@ -47,7 +47,7 @@ class TeacherSpec(Frozen):
     """Arithmetic of the forward pass; weights stay float32."""
     trust_pickle: bool = False
     """Allow files that only Python's unpickler can read. They can run any code: know their sha256."""
-    licence: str = "not stated"
+    license: str = "not stated"
 
     @field_validator("slug")
     @classmethod

@@ -120,6 +120,7 @@ class _ImageProcessor(BaseModel):
     crop_size: _Edges | None = None
     do_center_crop: bool | None = None
     do_resize: bool | None = True
+    do_rescale: bool | None = True
     do_normalize: bool | None = True
     resample: int | None = 3
     rescale_factor: float = 1 / 255
@@ -141,12 +142,12 @@ def _preprocessing(spec: TeacherSpec, source: Source) -> Preprocessing:
     missing, or asks for something that this loader would not do exactly."""
     found = [read_json(path) for name in _PREPROCESSORS if (path := source.find(name)) is not None]
     # A processor_config.json of transformers 4 beside the other says nothing of images.
-    content = next((one for one in found if "image_processor" in one or "image_mean" in one), None)
-    if content is None:
+    contents = [one for one in found if "image_processor" in one or "image_mean" in one]
+    if not contents:
         raise spec.error(f"{spec.source} has no {' or '.join(_PREPROCESSORS)}{source.listing()}")
-    given = content.get("image_processor") or content
+    given = contents[0].get("image_processor") or contents[0]
     try:
-        asked = _ImageProcessor.model_validate(given)
+        asked, *again = (_ImageProcessor.model_validate(one.get("image_processor") or one) for one in contents)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"])) or "image_processor"
@@ -155,6 +156,8 @@ def _preprocessing(spec: TeacherSpec, source: Source) -> Preprocessing:
             f"the image processor's configuration: {name}: {reason}; download it again, or give "
             "'preprocessing' in a YAML card"
         ) from error
+    if again and again[0] != asked:
+        raise spec.error(f"{' and '.join(_PREPROCESSORS)} of {spec.source} disagree; remove the one that is not meant")
     size, crop = asked.size, asked.crop_size or _Edges(height=224, width=224)
     cropped = asked.do_center_crop if "do_center_crop" in asked.model_fields_set else asked.crop_size is not None
     interpolation = _INTERPOLATIONS.get(asked.resample or 0)
@@ -165,11 +168,14 @@ def _preprocessing(spec: TeacherSpec, source: Source) -> Preprocessing:
         fits = not cropped or (crop.height, crop.width) == (height, width)
     else:
         fits = bool(cropped) and size.shortest_edge == min(height, width)
-    exact = asked.do_resize and asked.do_normalize and abs(asked.rescale_factor * 255 - 1) < 1e-6
-    if not (interpolation and exact and fits):
+    steps = asked.do_resize and asked.do_normalize and asked.do_rescale is not False
+    if not (interpolation and fits and steps and abs(asked.rescale_factor * 255 - 1) < 1e-6):
+        others = [f", {name} {given[name]}" for name in ("do_resize", "do_rescale", "do_normalize", "rescale_factor")
+                  if name in given]  # fmt: skip
         raise spec.error(
             f"the image processor asks for size {given.get('size', 224)}, crop {given.get('crop_size', 224)}, resample "
-            f"{given.get('resample')}, which mmkd does not do exactly; give 'preprocessing' in a YAML card"
+            f"{given.get('resample')}{''.join(others)}, which mmkd does not do exactly; give 'preprocessing' in a YAML "
+            "card"
         )
     return Preprocessing(
         image_size=(height, width),

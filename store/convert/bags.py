@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import h5py
 import numpy as np
@@ -17,10 +18,21 @@ from mmkd.base.errors import CorpusError
 from mmkd.base.files import list_folder
 from mmkd.base.tcga import tcga_patient
 from mmkd.store.card import TeacherCard
-from mmkd.store.convert.importing import Features, imported_card, missing_features, part_slices
+from mmkd.store.convert.importing import Features, exact_encoding, imported_card, missing_features, part_slices
+from mmkd.store.convert.losses import refuse_losses
 from mmkd.store.encoding import Encoding
 from mmkd.store.evaluation_rows import KIND, SAMPLE, TEXT_OF
 from mmkd.store.layout import Tower, check_slug
+
+_DATA = ("features", "coords")
+
+
+class _Bag(NamedTuple):
+    path: Path
+    patches: int
+    dim: int
+    dtype: np.dtype[Any]
+    attributes: dict[str, str | None]
 
 
 class SlideTable(Protocol):
@@ -41,47 +53,56 @@ class SlideTable(Protocol):
 
 class BagFolder:
     """A folder of `SLIDE.h5` with `features` (n, D) or (1, n, D) and `coords` (n, 2). Every patch is a row: key
-    `SLIDE#x,y`, labels `slide`, `patient` (of TCGA names), `x`, `y` (level-0 pixels), and the columns of the table."""
+    `SLIDE#x,y`, labels `slide`, `patient` (of TCGA names), `x`, `y` (level-0 pixels), the HDF5 attributes, such as
+    `coords_patch_size`, and the columns of the table. `allow_loss`: `columns` for data sets that are no features."""
 
     kind = "h5-bags"
     has_status = False
     towers: tuple[Tower, ...] = ("image",)
 
-    def __init__(self, root: Path, slug: str, table: SlideTable | None = None) -> None:
+    def __init__(
+        self, root: Path, slug: str, table: SlideTable | None = None, allow_loss: Collection[str] = ()
+    ) -> None:
         self.root = root
         self.slug = check_slug(slug)
         self.table = table
+        self._allow_loss = allow_loss
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Label columns, each once; a table's `patient` overrides that of the slide's name."""
-        own = ("slide", "patient", "x", "y")
+        noted = dict.fromkeys(name for bag in self._bags for name in bag.attributes)
+        own = ("slide", "patient", "x", "y", *noted)
         return own if self.table is None else tuple(dict.fromkeys((*own, *self.table.labels, KIND, TEXT_OF)))
 
     @cached_property
-    def _bags(self) -> list[tuple[Path, int, int]]:
-        bags: list[tuple[Path, int, int]] = []
+    def _bags(self) -> list[_Bag]:
+        bags: list[_Bag] = []
+        further: dict[str, Path] = {}
         for path in list_folder(self.root, "*.h5"):
             with _open_bag(path) as file:
-                shape = _features(file, path).shape[-2:]
-                coords = file.get("coords")
+                features = _features(file, path)
+                shape, coords = features.shape[-2:], file.get("coords")
                 if not isinstance(coords, h5py.Dataset) or coords.shape != (shape[0], 2):
                     raise CorpusError(f"{path}: coords do not belong to {shape[0]} features; expected ({shape[0]}, 2)")
-            if bags and bags[0][2] != shape[1]:
-                raise CorpusError(f"{path}: features are {shape[1]} wide, those of {bags[0][0].name} {bags[0][2]}")
-            bags.append((path, *shape))
+                further = {name: path for name in file if name not in _DATA} | further
+                bags.append(_Bag(path, shape[0], shape[1], features.dtype, _attributes(file)))
+            if bags[0].dim != shape[1]:
+                raise CorpusError(f"{path}: features are {shape[1]} wide, those of {bags[0].path.name} {bags[0].dim}")
         if not bags:
             raise CorpusError(f"{self.root} holds no .h5 bag; name the folder with one file a slide")
+        losses = [("columns", f"the data set {name} (first in {path.name})") for name, path in sorted(further.items())]
+        refuse_losses("the store", losses, self._allow_loss)
         return bags
 
     def digest(self) -> str:
-        facts: list[Any] = [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path, _, _ in self._bags]
+        facts: list[Any] = [(bag.path.name, (stat := bag.path.stat()).st_size, stat.st_mtime_ns) for bag in self._bags]
         facts += [self.table.digest] if self.table else []
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield one row per patch, slide after slide. Raises CorpusError if the table has none of the slides."""
-        slides = {path.stem: self._labels_of(path.stem) for path, _, _ in self._bags}
+        slides = {bag.path.stem: bag.attributes | self._labels_of(bag.path.stem) for bag in self._bags}
         columns = [name for name in (self.table.labels if self.table else ()) if name not in ("slide", "patient")]
         if self.table is not None and not any(labels[name] for labels in slides.values() for name in columns):
             example = _table_key(self.table, next(iter(slides)))
@@ -89,15 +110,16 @@ class BagFolder:
                 f"{self.root}: the table has no line for any of {len(slides)} slides, matched by {self.table.match} "
                 f"(for example {example!r}); compare its keys with the names of the files"
             )
-        for path, patches, _ in self._bags:
+        for bag in self._bags:
+            path = bag.path
             slide = {"key": path.stem, "caption": None, "uri": None, "modality": "pathology"} | slides[path.stem]
-            if not patches:
+            if not bag.patches:
                 yield slide
                 continue
             with _open_bag(path) as file:
-                corners = np.asarray(file["coords"]).astype(np.int64).tolist()
-            for x, y in corners:
-                yield slide | {"key": f"{path.stem}#{x},{y}", "x": str(x), "y": str(y)}
+                corners = np.asarray(file["coords"]).tolist()
+            for x, y in (map(_pixels, corner) for corner in corners):
+                yield slide | {"key": f"{path.stem}#{x},{y}", "x": x, "y": y}
 
     def _labels_of(self, slide: str) -> dict[str, str | None]:
         labels: dict[str, str | None] = {"slide": slide, "patient": tcga_patient(slide)}
@@ -108,15 +130,16 @@ class BagFolder:
         return labels
 
     def cards(self, encoding: Encoding | None) -> list[TeacherCard]:
-        return [imported_card(self.slug, f"{self.kind}:{self.slug}", self._bags[0][2], encoding)]
+        encoding = encoding or exact_encoding(self.root, np.result_type(*(bag.dtype for bag in self._bags)))
+        return [imported_card(self.slug, f"{self.kind}:{self.slug}", self._bags[0].dim, encoding, self.towers)]
 
     def features(self, rows: pa.Table, cards: Sequence[TeacherCard]) -> tuple[Features, list[str | None]]:
         out = missing_features(len(rows), cards)
         reasons: list[str | None] = []
         # An empty bag is a row of its own.
-        for number, part, place in part_slices(rows, (max(patches, 1) for _, patches, _ in self._bags)):
-            path, patches, _ = self._bags[number]
-            if not patches:
+        for number, part, place in part_slices(rows, (max(bag.patches, 1) for bag in self._bags)):
+            path = self._bags[number].path
+            if not self._bags[number].patches:
                 reasons.append("features: bag without patches")
                 continue
             with _open_bag(path) as file, np.errstate(over="ignore"):
@@ -129,6 +152,26 @@ class BagFolder:
 
 def _table_key(table: SlideTable, slide: str) -> str | None:
     return tcga_patient(slide) if table.match == "patient" else slide
+
+
+def _attributes(file: h5py.File) -> dict[str, str | None]:
+    """Return the attributes of the file and of its data sets as text, under the name of what has them."""
+    owners = {"file": file, "coords": file["coords"], "features": file["features"]}
+    return {f"{owner}_{name}": _text(value) for owner, item in owners.items() for name, value in item.attrs.items()}
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, h5py.Empty):
+        return None
+    plain = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+    if isinstance(plain, bytes):
+        return plain.decode("utf-8", "backslashreplace")
+    text = plain if isinstance(plain, str) else json.dumps(plain, default=str)
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _pixels(value: float) -> str:
+    return str(int(value) if math.isfinite(value) and int(value) == value else value)
 
 
 def _open_bag(path: Path) -> h5py.File:

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -19,12 +19,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mmkd.base.errors import CorpusError
+from mmkd.base.errors import CorpusError, UserError
 from mmkd.base.files import list_folder, write_atomically
 from mmkd.base.places.remote import StorePath, as_root
 from mmkd.store.array import consecutive
 from mmkd.store.card import TeacherCard
-from mmkd.store.convert.importing import Features, imported_card, missing_features, part_slices
+from mmkd.store.convert.importing import Features, exact_encoding, imported_card, missing_features, part_slices
+from mmkd.store.convert.losses import every_row
 from mmkd.store.convert.rows import StoreRows
 from mmkd.store.encoding import Encoding
 from mmkd.store.layout import Tower, check_slug
@@ -116,10 +117,14 @@ class ClipRetrievalFolder:
             path = self._parts[0][1]
             raise CorpusError(f"{path}: what `mmkd store export` noted cannot be read; export again") from error
 
+    @cached_property
+    def _has_uri(self) -> bool:
+        return any("uri" in metadata.schema.to_arrow_schema().names for _, _, metadata in self._parts)
+
     def _label(self, name: str) -> str | None:
         if self._export is not None:
             return name if name in self._export["labels"] else None
-        if name in _TEXT_COLUMNS:
+        if name in _TEXT_COLUMNS and not (name == "image_path" and self._has_uri):
             return None
         return f"metadata_{name}" if name in FIXED_NAMES else name
 
@@ -156,7 +161,9 @@ class ClipRetrievalFolder:
         if self._export is not None:
             card = TeacherCard.model_validate({k: v for k, v in self._export["card"].items() if k != "digest"})
             return [card.with_encoding(encoding or card.encoding)]
-        return [imported_card(self.slug, f"{self.kind}:{self.slug}", dims.pop(), encoding)]
+        types = (self._array(path).dtype for files in self._files.values() for path in files.values())
+        encoding = encoding or exact_encoding(self.folder, np.result_type(*types))
+        return [imported_card(self.slug, f"{self.kind}:{self.slug}", dims.pop(), encoding, self.towers)]
 
     def features(self, rows: pa.Table, cards: Sequence[TeacherCard]) -> tuple[Features, list[str | None]]:
         (card,) = cards
@@ -205,12 +212,14 @@ def _plain(value: object) -> str:
     return value.hex() if isinstance(value, bytes) else str(value)
 
 
-def export_npy(store: FeatureStore, out: Path) -> int:
+def export_npy(store: FeatureStore, out: Path, allow_loss: Collection[str] = ()) -> int:
     """Write `OUT/<slug>/` for each teacher, one part for each shard; return the parts written. A missing feature is
-    NaN. The metadata hold all sample columns, the Parquet schema notes the card and the folder of the images."""
+    NaN. The metadata hold all sample columns, the Parquet schema notes the card and the folder of the images. Raises
+    UserError for a loss that is not allowed."""
     width = len(str(store.shards))
-    inputs = np.concatenate([np.arange(span.start, span.stop) for span in iter_shards(store.record)])
-    rows = StoreRows([(store, inputs)], incomplete=True)
+    if not store.teachers:
+        raise UserError(f"{store.root} has no teacher, and npy holds rows beside features; export it as parquet")
+    rows = StoreRows([(store, every_row(store))], allow_loss=allow_loss)
     schema = sample_schema(rows.labels)
     for slug, card in store.teachers.items():
         note = {"root": str(rows.root), "labels": rows.labels, "card": card.model_dump(mode="json")}

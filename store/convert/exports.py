@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from mmkd.base.files import disk_errors, write_atomically
 from mmkd.store.array import consecutive
-from mmkd.store.encoding import teacher_arrays
-from mmkd.store.layout import SOUND_BIT, sample_part, teacher_group
+from mmkd.store.convert.losses import every_row, refuse_losses, store_losses
+from mmkd.store.layout import sample_part, teacher_group
 from mmkd.store.reader import FeatureStore
 from mmkd.store.samples import in_rows, read_part
 from mmkd.store.writer import iter_shards
@@ -27,15 +27,19 @@ CODECS = ("zstd", "blosc", "gzip")
 """zstd: level 19. blosc: zstd of bit-shuffled values, level 9. gzip: level 9. CRC32C comes last in each."""
 
 
-def export_parquet(store: FeatureStore, out: Path) -> int:
+def export_parquet(store: FeatureStore, out: Path, allow_loss: Collection[str] = ()) -> int:
     """Write `OUT/data/train-*.parquet` as Hugging Face `datasets` reads it, one file per shard; return how many.
-    Features follow the sample columns as lists `<slug>_image` and `<slug>_text`, null where missing."""
+    Features follow the sample columns as lists `<slug>_image` and `<slug>_text`, null where missing. The schema's
+    metadata `mmkd` hold the store's record and cards. Raises UserError for a loss that is not allowed."""
+    refuse_losses("parquet", store_losses(store, every_row(store), store.teachers), allow_loss)
+    cards = [card.model_dump(mode="json") for card in store.teachers.values()]
+    noted = {"mmkd": json.dumps({"record": store.record.model_dump(mode="json"), "cards": cards})}
     valid = {slug: store.valid(slug) for slug in store.teachers}
     for shard, span in enumerate(iter_shards(store.record)):
         table = store.sample_table(filter=in_rows(span))
         rows = slice(span.start, span.stop)
         for slug in store.teachers:
-            for tower, bit in SOUND_BIT.items():
+            for tower, bit in store.card(slug).sound_bits.items():
                 values = np.ascontiguousarray(consecutive(store.features(slug, tower), rows))
                 missing = pa.array(valid[slug][rows] & bit == 0)
                 column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1], mask=missing)
@@ -44,7 +48,7 @@ def export_parquet(store: FeatureStore, out: Path) -> int:
                     name += "_features"
                 table = table.append_column(name, column)
         buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
+        pq.write_table(table.replace_schema_metadata(noted), buffer, compression="zstd")
         write_atomically(out / "data" / f"train-{shard:05d}-of-{store.shards:05d}.parquet", buffer.getbuffer())
     return store.shards
 
@@ -65,18 +69,19 @@ def encode_safetensors(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[st
     return struct.pack("<Q", len(text)) + text + b"".join(bodies)
 
 
-def export_safetensors(store: FeatureStore, out: Path) -> int:
-    """Write `OUT/<slug>/sssss.safetensors` with `row`, `image`, `text` and `valid`; return the number of files."""
+def export_safetensors(store: FeatureStore, out: Path, allow_loss: Collection[str] = ()) -> int:
+    """Write `OUT/<slug>/sssss.safetensors` with `row`, the towers' features and `valid`, and the sample rows as they
+    are in the store, `OUT/samples/sssss.parquet`; return the number of files of features. Raises UserError for a loss
+    that is not allowed."""
+    refuse_losses("safetensors", store_losses(store, every_row(store), store.teachers), allow_loss)
+    _copy_samples(store, out)
     for slug, card in store.teachers.items():
         valid = store.valid(slug)
         for shard, span in enumerate(iter_shards(store.record)):
             rows = slice(span.start, span.stop)
-            tensors = {
-                "row": np.arange(span.start, span.stop),
-                "image": consecutive(store.image(slug), rows),
-                "text": consecutive(store.text(slug), rows),
-                "valid": valid[rows],
-            }
+            tensors: dict[str, NDArray[Any]] = {"row": np.arange(span.start, span.stop)}
+            tensors |= {tower: consecutive(store.features(slug, tower), rows) for tower in card.towers}
+            tensors["valid"] = valid[rows]
             metadata = {"teacher": slug, "digest": card.digest, "card": card.model_dump_json()}
             write_atomically(out / slug / f"{shard:05d}.safetensors", encode_safetensors(tensors, metadata))
     return store.shards * len(store.teachers)
@@ -91,11 +96,12 @@ class ArchiveReport:
     archived: int
 
 
-def export_archive(store: FeatureStore, out: Path, codec: str) -> ArchiveReport:
+def export_archive(store: FeatureStore, out: Path, codec: str, allow_loss: Collection[str] = ()) -> ArchiveReport:
     """Write the store as compressed plain Zarr v3 with its Parquet parts into the new folder `out`: to keep or to send.
     It is no store: compressed chunks cannot be mapped, and a shard without an entry holds the fill value. `codec`: of
     `CODECS`. Raises CorruptStoreError if a chunk differs from its ledger entry; StoreError if `out` cannot be
-    written."""
+    written; UserError for a loss that is not allowed."""
+    refuse_losses("the archive", store_losses(store, every_row(store), store.teachers), allow_loss)
     import zarr  # noqa: PLC0415 - slow to import, and only archives are written by zarr itself
     from zarr import codecs  # noqa: PLC0415
 
@@ -111,7 +117,7 @@ def export_archive(store: FeatureStore, out: Path, codec: str) -> ArchiveReport:
         for slug, card in store.teachers.items():
             document = card.model_dump(mode="json")
             group = root.create_group(teacher_group(slug), attributes={"mmkd_archive": {"card": document}})
-            for spec in teacher_arrays(card.encoding, card.dim):
+            for spec in card.arrays:
                 source = store.array(slug, spec)
                 target = group.create_array(
                     spec.name,
@@ -123,11 +129,15 @@ def export_archive(store: FeatureStore, out: Path, codec: str) -> ArchiveReport:
                 )
                 arrays += 1
                 for shard, span in enumerate(iter_shards(record)):
-                    if source.chunks[shard] is not None:
+                    if source.checksums[shard]:
                         target[span.start : span.stop] = source.body(shard)[: len(span)]
                         stored += spec.chunk_bytes(len(span))
-        for shard in range(store.shards):
-            read_part(store.root, shard)
-            write_atomically(out / sample_part(shard), (store.root / sample_part(shard)).read_bytes())
+        _copy_samples(store, out)
         archived = sum(path.stat().st_size for path in (out / "teachers").rglob("c/**/*") if path.is_file())
     return ArchiveReport(arrays, stored, archived)
+
+
+def _copy_samples(store: FeatureStore, out: Path) -> None:
+    for shard in range(store.shards):
+        read_part(store.root, shard)
+        write_atomically(out / sample_part(shard), (store.root / sample_part(shard)).read_bytes())

@@ -15,12 +15,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mmkd.base.duplicates import find_duplicates, key_hash
-from mmkd.base.errors import CorpusError
+from mmkd.base.errors import CorpusError, UserError
 from mmkd.base.files import disk_errors
 from mmkd.base.lock import only_writer
 from mmkd.base.places.remote import StorePath, as_root
 from mmkd.store.card import Preprocessing, TeacherCard
 from mmkd.store.encoding import Encoding, encode_rows, value_type
+from mmkd.store.fold import fold
 from mmkd.store.layout import PAIR_SOUND, TOWERS, Tower
 from mmkd.store.reader import FeatureStore
 from mmkd.store.record import CorpusRecord
@@ -62,7 +63,7 @@ class FeatureSource(Protocol):
         """Yield sample rows in order: `key`, `caption`, `uri`, labels, and further columns of `FIXED_COLUMNS`."""
 
     def cards(self, encoding: Encoding | None) -> list[TeacherCard]:
-        """Return every teacher in it; None: in the source's own encoding, or the usual one."""
+        """Return every teacher in it; None: in the source's own encoding, or one that keeps every value."""
 
     def features(self, rows: pa.Table, cards: Sequence[TeacherCard]) -> tuple[Features, list[str | None]]:
         """Return features of these rows, and for each row why it lacks some, or None."""
@@ -91,21 +92,33 @@ def part_slices(rows: pa.Table, sizes: Iterable[int]) -> Iterator[tuple[int, sli
 
 def missing_features(rows: int, cards: Iterable[TeacherCard]) -> Features:
     """Return NaN for all features, for a source to fill in."""
-    shapes = {(card.slug, tower): ((rows, card.dim), value_type(card.encoding)) for card in cards for tower in TOWERS}
+    places = [(card, tower) for card in cards for tower in card.towers]
+    shapes = {(card.slug, tower): ((rows, card.dim), value_type(card.encoding)) for card, tower in places}
     return {place: np.full(shape, np.nan, dtype) for place, (shape, dtype) in shapes.items()}
 
 
-def imported_card(slug: str, source: str, dim: int, encoding: Encoding | None) -> TeacherCard:
+def exact_encoding(place: object, dtype: np.dtype[Any]) -> Encoding:
+    """Return the encoding that keeps every value of a float type. Raises UserError for floats of more than 32 bits."""
+    if dtype.itemsize > 4:
+        raise UserError(f"{place} holds {dtype}, which no encoding of a store keeps; round it: --encoding float32")
+    return "float16" if dtype.itemsize == 2 else "float32"
+
+
+def imported_card(
+    slug: str, source: str, dim: int, encoding: Encoding, towers: tuple[Tower, ...] = TOWERS
+) -> TeacherCard:
     """Return a card for features whose teacher is known by name only; unknown fields are marked as not stated."""
+    unknown = Preprocessing(image_size=(0, 0), mean=(), std=(), interpolation="", resize_mode="")
     return TeacherCard(
         slug=slug,
         source=source,
         weights_sha256=f"not stated: {source}",
-        preprocessing=Preprocessing(image_size=(0, 0), mean=(), std=(), interpolation="", resize_mode=""),
-        tokenizer_sha256="not stated",
+        towers=towers,
+        preprocessing=unknown if "image" in towers else None,
+        tokenizer_sha256="not stated" if "text" in towers else "",
         context_length=0,
         dim=dim,
-        encoding=encoding or "float16",
+        encoding=encoding,
         loader="imported",
     )
 
@@ -114,8 +127,9 @@ def import_features(
     source: FeatureSource, root: StorePath, encoding: Encoding | None, progress: Callable[[int, int], None]
 ) -> ImportReport:
     """Bring `source` into a store at `root`; running it again finishes what is left. `encoding` None: the source's,
-    else float16. `progress` takes shards done, and all of them. Raises CorpusError if the source is empty, damaged, or
-    not that of the store; StoreError if the store cannot be written, or holds other features; BusyStoreError."""
+    or one that keeps every value. `progress` takes shards done, and all of them. Raises CorpusError if the source is
+    empty, damaged, or not that of the store; StoreError if the store cannot be written, or holds other features;
+    BusyStoreError."""
     with only_writer(root, "mmkd store import/subset/merge"):
         # Before anything is written: a failed import must not leave a store that blocks the right command.
         cards = source.cards(encoding)
@@ -138,6 +152,7 @@ def import_features(
             progress(shard + 1, len(shards))
         for card in cards:
             note_encoding_error(store, card.slug)
+        fold(store)
         return ImportReport(record.rows, written, failed)
 
 
@@ -152,7 +167,7 @@ def _import_shard(source: FeatureSource, store: FeatureStore, shard: int, cards:
     for card in cards:
         # Every row is offered; the writer keeps those that are finite and not zero in this encoding.
         offered = np.full(len(table), PAIR_SOUND, dtype=np.uint8)
-        image, text = features[card.slug, "image"], features[card.slug, "text"]
+        image, text = (features.get((card.slug, tower)) for tower in TOWERS)
         # A card that comes with the cost of its encoding: the features are decoded from it, and cost nothing more.
         write_shard(store, card, shard, ShardFeatures(image, text, offered, card.encoding_error), sha)
     return 0 if source.has_status else status.count("failed")
@@ -163,10 +178,10 @@ def _judge_rows(
 ) -> tuple[list[str], list[str | None]]:
     """Return status and reason of each row by the features that can be stored; a reason of the source goes first."""
     every = np.ones(len(table), dtype=bool)
-    sound = {
-        tower: np.any([encode_rows(features[card.slug, tower], every, card.encoding)[1] for card in cards], axis=0)
-        for tower in TOWERS
-    }
+    sound = {tower: np.zeros(len(table), dtype=bool) for tower in TOWERS}
+    for card in cards:
+        for tower in card.towers:
+            sound[tower] |= encode_rows(features[card.slug, tower], every, card.encoding)[1]
     expected = {"image": every, "text": table["caption"].is_valid().to_numpy()}
     status: list[str] = []
     whys: list[str | None] = []

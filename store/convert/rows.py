@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import product
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from mmkd.base.errors import TeacherMismatchError, UserError
 from mmkd.base.places.remote import StorePath, as_root
 from mmkd.store.card import TeacherCard
 from mmkd.store.convert.importing import Features, part_slices
+from mmkd.store.convert.losses import refuse_losses, store_losses
 from mmkd.store.encoding import Encoding
 from mmkd.store.layout import TOWERS
 from mmkd.store.reader import FeatureStore
@@ -29,8 +29,8 @@ from mmkd.store.selections import read_selection
 
 class StoreRows:
     """A `FeatureSource` of stores, each with the rows to take, int64 (n,), in order. `teachers`: slugs to keep; None:
-    all, which every store must have. `incomplete`: also take rows that a teacher has not extracted. Raises UserError
-    for a missing teacher or extraction; TeacherMismatchError for one name with two digests."""
+    all, which every store must have. `allow_loss`: kinds of `mmkd.store.convert.losses`. Raises UserError for a missing
+    teacher or another loss; TeacherMismatchError for one name with two digests."""
 
     kind = "rows"
     has_status = True
@@ -41,7 +41,7 @@ class StoreRows:
         parts: Sequence[tuple[FeatureStore, NDArray[np.int64]]],
         teachers: Sequence[str] | None = None,
         *,
-        incomplete: bool = False,
+        allow_loss: Collection[str] = (),
     ) -> None:
         self.parts = parts
         first = parts[0][0]
@@ -58,8 +58,10 @@ class StoreRows:
                         f"{slug} has digest {first.card(slug).digest} in {first.root} and {store.card(slug).digest} "
                         f"in {store.root}; features of different teachers are not mixed under one name"
                     )
-        for store, rows in parts if not incomplete else ():
-            _refuse_missing(store, rows, self._slugs)
+        for store, rows in parts:
+            _refuse_links(store, rows)
+        losses = (loss for store, rows in parts for loss in store_losses(store, rows, self._slugs))
+        refuse_losses("the new store", losses, allow_loss)
         self.root = _common_root({span.corpus.root for store, _ in parts for span in store.record.spans()})
         self.labels = tuple(dict.fromkeys(label for store, _ in parts for label in store.record.labels))
 
@@ -91,20 +93,19 @@ class StoreRows:
     def features(self, rows: pa.Table, cards: Sequence[TeacherCard]) -> tuple[Features, list[str | None]]:
         slices = list(part_slices(rows, (len(taken) for _, taken in self.parts)))
         out: Features = {}
-        for slug, tower in product((card.slug for card in cards), TOWERS):
+        for slug, tower in ((card.slug, tower) for card in cards for tower in card.towers):
             pieces = [self.parts[i][0].features(slug, tower)[self.parts[i][1][part]] for i, part, _ in slices]
             out[slug, tower] = np.concatenate(pieces)
         return out, [None] * len(rows)
 
 
-def _refuse_missing(store: FeatureStore, rows: NDArray[np.int64], slugs: Iterable[str]) -> None:
-    shards = rows // store.record.rows_per_shard
-    for slug in slugs:
-        if lacking := [shard for shard in np.unique(shards).tolist() if (shard, slug) not in store.ledger]:
+def _refuse_links(store: FeatureStore, rows: NDArray[np.int64]) -> None:
+    """Raise UserError for views and further captions: the rows that they name would have other numbers."""
+    for span in store.record.spans():
+        if span.corpus.towers != TOWERS and len(linked := rows[(rows >= span.rows.start) & (rows < span.rows.stop)]):
             raise UserError(
-                f"{np.isin(shards, lacking).sum():,} of {len(rows):,} rows of {store.root} are not extracted by {slug} "
-                f"(shard {lacking[0]} is the first): finish `mmkd extract`, choose other rows or teachers, or take "
-                "them as missing with --incomplete"
+                f"row {linked[0]} of {store.root} is a view or a caption of other rows, which does not go into another "
+                'store yet; leave such rows out with --where "view_number is null and caption_kind is null"'
             )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mmkd.base.files import list_folder, temporary_files
 from mmkd.base.places.remote import StorePath
+from mmkd.store.ledger import FOLDED_FOLDER
 from mmkd.store.run_log import run_seconds
 
 FRESH_SECONDS = 300.0
@@ -45,7 +46,8 @@ def activity(root: StorePath, complete: bool) -> Activity:
     have no times, or that is `complete` counts as not running."""
     logs = run_seconds(root)
     newest = None
-    listed = (*list_folder(root / "runs", "*.jsonl"), *list_folder(root / "ledger", "*.json"))
+    listed = [*list_folder(root / "runs", "*.jsonl"), *list_folder(root / "ledger", "*.json")]
+    listed += list_folder(root / FOLDED_FOLDER, "*.jsonl")
     for path in (*listed, *temporary_files(root)):
         if isinstance(path, Path):
             with suppress(FileNotFoundError):  # a temporary file that was renamed in between

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmkd.store.layout import TOWERS, Tower
 from mmkd.store.reader import FeatureStore
 
 MAP_COLUMNS = 64
@@ -24,10 +26,9 @@ class Coverage:
     teachers: tuple[str, ...]
     rows: tuple[int, ...]
     done: NDArray[np.bool_]
-    """(T, S): the shard has a ledger entry."""
-    image: NDArray[np.float64]
-    text: NDArray[np.float64]
-    """(T, S): rows with a sound feature, as a share of the shard's rows; 0 where there is no entry."""
+    """(T, S): the shard has a ledger entry, or nothing that the teacher is asked for."""
+    share: dict[Tower, NDArray[np.float64]]
+    """(T, S): rows with a sound feature, by share of the shard's rows; 0 without an entry, NaN if not asked for."""
 
     def holes(self, slug: str) -> list[tuple[int, int]]:
         """Return ranges (first, last) of shards that the teacher lacks, in order."""
@@ -35,10 +36,15 @@ class Coverage:
         runs = np.split(missing, np.flatnonzero(np.diff(missing) > 1) + 1)
         return [(int(run[0]), int(run[-1])) for run in runs if len(run)]
 
+    @property
+    def fuller(self) -> NDArray[np.float64]:
+        """Return the share of the fuller tower, float64 (T, S); 1 where a teacher is asked for nothing."""
+        return np.nan_to_num(np.fmax(*self.share.values()), nan=1.0)
+
     def line(self, slug: str, columns: int = MAP_COLUMNS, ascii_only: bool = False) -> str:
         """Return one teacher's shards in at most `columns` characters; shards that share one show the worst of them."""
         index = self.teachers.index(slug)
-        share = np.maximum(self.image[index], self.text[index])
+        share = self.fuller[index]
         cells = ""
         for group in np.array_split(np.arange(len(self.rows)), min(columns, len(self.rows)) or 1):
             worst = float(share[group].min())
@@ -51,8 +57,11 @@ class Coverage:
         return {
             slug: {
                 "holes": self.holes(slug),
-                "image": [round(share, 4) for share in self.image[index].tolist()],
-                "text": [round(share, 4) for share in self.text[index].tolist()],
+            }
+            | {
+                tower: [None if math.isnan(one) else round(one, 4) for one in share[index].tolist()]
+                for tower, share in self.share.items()
+                if not np.isnan(share[index]).all()
             }
             for index, slug in enumerate(self.teachers)
         }
@@ -62,13 +71,13 @@ def coverage(store: FeatureStore) -> Coverage:
     """Read the ledger as a map of teachers by shards. Reads no feature."""
     rows = tuple(len(store.record.shard_rows(shard)) for shard in range(store.shards))
     shape = (len(store.teachers), store.shards)
-    done, image, text = np.zeros(shape, dtype=bool), np.zeros(shape), np.zeros(shape)
-    for (index, slug), shard in product(enumerate(store.teachers), range(store.shards)):
-        if entry := store.ledger.get((shard, slug)):
-            done[index, shard] = True
-            image[index, shard] = entry.image_rows / rows[shard]
-            text[index, shard] = entry.text_rows / rows[shard]
-    return Coverage(tuple(store.teachers), rows, done, image, text)
+    done, share = np.zeros(shape, dtype=bool), {tower: np.full(shape, np.nan) for tower in TOWERS}
+    for (index, (slug, card)), shard in product(enumerate(store.teachers.items()), range(store.shards)):
+        entry, asked = store.ledger.get((shard, slug)), store.record.asked_towers(shard, card)
+        done[index, shard] = entry is not None or not asked
+        for tower in asked:
+            share[tower][index, shard] = entry.sound_rows(tower) / rows[shard] if entry else 0
+    return Coverage(tuple(store.teachers), rows, done, share)
 
 
 def shard_ranges(ranges: list[tuple[int, int]], most: int = 8) -> str:

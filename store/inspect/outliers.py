@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mmkd.store.inspect.pairs import sound_pairs
 from mmkd.store.inspect.sampling import unit
+from mmkd.store.layout import TOWERS
 from mmkd.store.reader import FeatureStore
 
 MIN_ROWS = 20
@@ -38,7 +39,7 @@ def outliers(store: FeatureStore, slugs: Sequence[str], rows: NDArray[np.int64],
         kind: np.full((len(slugs), len(rows)), np.nan) for kind in ("caption fits least", "image norm", "caption norm")
     }
     cosines = np.full((len(slugs), len(rows)), np.nan)
-    for i, slug in enumerate(slugs):
+    for i, slug in ((i, slug) for i, slug in enumerate(slugs) if store.card(slug).towers == TOWERS):
         image, text, sound = sound_pairs(store, slug, rows)
         if np.count_nonzero(sound) < MIN_ROWS:
             continue

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mmkd.store.array import FeatureArray
 from mmkd.store.inspect.sampling import Distribution, distribution, truly_sound, unit
-from mmkd.store.layout import PAIR_SOUND
+from mmkd.store.layout import PAIR_SOUND, TOWERS
 from mmkd.store.reader import FeatureStore
 
 POOL_ROWS = 1000
@@ -178,7 +178,7 @@ def sound_pairs(
 def pair_cosines(store: FeatureStore, slugs: Sequence[str], rows: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return cosines (teachers, n) of the images of `rows` with their captions; NaN where a teacher lacks one."""
     found = np.full((len(slugs), len(rows)), np.nan, dtype=np.float32)
-    for i, slug in enumerate(slugs):
+    for i, slug in ((i, slug) for i, slug in enumerate(slugs) if store.card(slug).towers == TOWERS):
         image, text, sound = sound_pairs(store, slug, rows)
         found[i, sound] = np.einsum("nd,nd->n", unit(image[sound]), unit(text[sound]))
     return found

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mmkd.store.inspect.neighbors import nearest_rows
 from mmkd.store.inspect.rows import sample_rows
 from mmkd.store.inspect.sampling import draw_inputs, truly_sound, unit
-from mmkd.store.layout import IMAGE_SOUND, PAIR_SOUND, TEXT_SOUND, Tower
+from mmkd.store.layout import PAIR_SOUND, SOUND_BIT, TOWERS, Tower
 from mmkd.store.ledger import LedgerEntry
 from mmkd.store.reader import FeatureStore
 from mmkd.store.samples import shard_table
@@ -124,17 +124,24 @@ def _counts(column: pa.ChunkedArray) -> dict[str, int]:
 def _view_teacher(
     store: FeatureStore, slug: str, row: int, others: NDArray[np.int64], searched: NDArray[np.int64], k: int
 ) -> TeacherView:
-    image, text, valid = store.image(slug), store.text(slug), store.valid(slug)
+    valid, towers = store.valid(slug), store.card(slug).towers
     bits = int(valid[row])
-    own_image, own_text = unit(image[row : row + 1])[0], unit(text[row : row + 1])[0]
-    pool = others[valid[others] == PAIR_SOUND]
-    pool = pool[truly_sound(image[pool]) & truly_sound(text[pool])]
-    pair = bits == PAIR_SOUND and bool(np.isfinite(own_image).all() and np.isfinite(own_text).all())
-    cosine = float(own_image @ own_text) if pair else None
-    tower: Tower | None = "image" if bits & IMAGE_SOUND else "text" if bits & TEXT_SOUND else None
+    norms = {tower: _norm(store.features(slug, tower)[row]) for tower in towers if bits & SOUND_BIT[tower]}
+    cosine = caption_rank = image_rank = None
+    pool = others[:0]
+    if towers == TOWERS:
+        image, text = store.image(slug), store.text(slug)
+        own_image, own_text = unit(image[row : row + 1])[0], unit(text[row : row + 1])[0]
+        pool = others[valid[others] == PAIR_SOUND]
+        pool = pool[truly_sound(image[pool]) & truly_sound(text[pool])]
+        pair = bits == PAIR_SOUND and bool(np.isfinite(own_image).all() and np.isfinite(own_text).all())
+        cosine = float(own_image @ own_text) if pair else None
+        caption_rank = _rank(unit(text[pool]) @ own_image, cosine)
+        image_rank = _rank(unit(image[pool]) @ own_text, cosine)
+    tower: Tower | None = next(iter(norms), None)
     near: tuple[Neighbor, ...] = ()
-    if tower is not None and truly_sound((own_image if tower == "image" else own_text)[None])[0]:
-        query = (image if tower == "image" else text)[row]
+    if tower is not None and truly_sound(store.features(slug, tower)[row : row + 1])[0]:
+        query = store.features(slug, tower)[row]
         within = None if len(searched) < SEARCHED_ROWS else searched
         rows, cosines = nearest_rows(store, slug, tower, query, k + 1, within)
         found = zip(rows.tolist(), cosines.tolist(), sample_rows(store, rows).to_pylist(), strict=True)
@@ -142,11 +149,11 @@ def _view_teacher(
     return TeacherView(
         slug=slug,
         extracted=(row // store.record.rows_per_shard, slug) in store.ledger,
-        image_norm=_norm(image[row]) if bits & IMAGE_SOUND else None,
-        text_norm=_norm(text[row]) if bits & TEXT_SOUND else None,
+        image_norm=norms.get("image"),
+        text_norm=norms.get("text"),
         cosine=cosine,
-        caption_rank=_rank(unit(text[pool]) @ own_image, cosine),
-        image_rank=_rank(unit(image[pool]) @ own_text, cosine),
+        caption_rank=caption_rank,
+        image_rank=image_rank,
         ranked_among=len(pool) + 1,
         neighbors=near,
         neighbors_by=tower,

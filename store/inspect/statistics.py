@@ -80,8 +80,10 @@ def store_statistics(
     towers: list[TowerStatistics] = []
     pairs: list[PairStatistics] = []
     for done, slug in enumerate(slugs):
-        towers += [tower_statistics(store, slug, tower, rows) for tower in TOWERS]
-        pairs.append(pair_statistics(store, slug, rows, seed, grouped))
+        card = store.card(slug)
+        towers += [tower_statistics(store, slug, tower, rows) for tower in card.towers]
+        if card.towers == TOWERS:
+            pairs.append(pair_statistics(store, slug, rows, seed, grouped))
         if progress:
             progress(done + 1, len(slugs))
     table = store.sample_table(["image_sha256", "caption"])
@@ -93,7 +95,7 @@ def store_statistics(
         agreement_rows=len(compared),
         towers=tuple(towers),
         pairs=tuple(pairs),
-        agreement=tuple(agreement(store, slugs, tower, compared) for tower in TOWERS),
+        agreement=tuple(agreement(store, store.having(slugs, tower), tower, compared) for tower in TOWERS),
         repeated_images=_repeated(table["image_sha256"]),
         known_images=len(table) - table["image_sha256"].null_count,
         repeated_captions=_repeated(table["caption"]),

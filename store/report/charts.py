@@ -35,13 +35,15 @@ Chart = dict[str, Any]
 
 def coverage_chart(found: Coverage) -> Chart:
     """Return teachers by shards: sound rows of the fuller tower; holes in their own color."""
-    share = np.maximum(found.image, found.text)
-    z = np.where(found.done, share, _HOLE)
+    z = np.where(found.done, found.fuller, _HOLE)
+    shares = [(TOWER_INPUTS[tower], share) for tower, share in found.share.items()]
+
+    def words(t: int, shard: int) -> str:
+        asked = [f"{name} {share[t, shard]:.1%}" for name, share in shares if not np.isnan(share[t, shard])]
+        return f"{', '.join(asked) or 'nothing asked for'} sound" if found.done[t, shard] else "missing"
+
     hover = [
-        [
-            f"{slug}, shard {shard}<br>" + (f"images {image:.1%}, captions {text:.1%} sound" if done else "missing")
-            for shard, (done, image, text) in enumerate(zip(found.done[t], found.image[t], found.text[t], strict=True))
-        ]
+        [f"{slug}, shard {shard}<br>{words(t, shard)}" for shard in range(len(found.rows))]
         for t, slug in enumerate(found.teachers)
     ]
     trace = go.Heatmap(

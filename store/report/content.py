@@ -23,7 +23,6 @@ from mmkd.store.inspect.projection import Method, Projection, project
 from mmkd.store.inspect.rows import sample_rows
 from mmkd.store.inspect.sampling import draw_inputs, draw_rows
 from mmkd.store.inspect.statistics import SAMPLE_ROWS, StoreStatistics, store_statistics
-from mmkd.store.layout import TOWERS
 from mmkd.store.reader import FeatureStore
 
 MAP_ROWS = 600
@@ -96,10 +95,11 @@ def gather(store: FeatureStore, options: Options, progress: Callable[[str], None
     info = store_info(store)
     say("statistics")
     statistics = store_statistics(store, options.teachers, options.sample, options.seed)
-    slugs = tuple(dict.fromkeys(pair.slug for pair in statistics.pairs))
+    slugs = tuple(dict.fromkeys(each.slug for each in statistics.towers))
     rows = draw_inputs(store, MAP_ROWS, options.seed)
     say("maps")
-    maps = (project(store, slug, tower, rows, options.projection, options.seed) for slug in slugs for tower in TOWERS)
+    places = [(slug, tower) for slug in slugs for tower in store.card(slug).towers]
+    maps = (project(store, slug, tower, rows, options.projection, options.seed) for slug, tower in places)
     projections = tuple(found for found in maps if len(found.rows))
     drawn = draw_inputs(store, options.sample, options.seed)
     odd = outliers(store, slugs, drawn[:: max(1, len(drawn) // SAMPLE_ROWS)])

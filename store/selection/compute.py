@@ -120,10 +120,11 @@ def pairs_to_judge(store: FeatureStore, rule: SelectionRule) -> Columns:
     IncompleteStoreError if one is missing in some shards."""
     slugs = check_teachers(store, rule.teachers)
     for slug in slugs:
-        if missing := [shard for shard in range(store.shards) if (shard, slug) not in store.ledger]:
+        asked = store.record.asked_shards(store.card(slug))
+        if missing := [shard for shard in asked if (shard, slug) not in store.ledger]:
             named = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
             raise IncompleteStoreError(
-                f"teacher {slug} is missing in {len(missing)} of {store.shards} shards ({named}); finish "
+                f"teacher {slug} is missing in {len(missing)} of {len(asked)} shards ({named}); finish "
                 "`mmkd extract`, or leave it out with `teachers:` in the rule"
             )
     available = np.stack([store.valid(slug) & PAIR_SOUND == PAIR_SOUND for slug in slugs], axis=1)

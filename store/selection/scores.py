@@ -86,12 +86,15 @@ def _mix(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def check_teachers(store: FeatureStore, wanted: Sequence[str]) -> tuple[str, ...]:
-    """Return the teachers to judge, in the store's order. Raises UserError for an unknown name, or if there is none."""
+    """Return the teachers to judge, in the store's order. Raises UserError for an unknown name, for a teacher without
+    one of the towers, or if there is none."""
     for slug in wanted:
         store.card(slug)
     slugs = tuple(slug for slug in store.teachers if not wanted or slug in wanted)
     if not slugs:
         raise UserError(f"{store.root} has no teachers; `mmkd extract` adds some")
+    for card, tower in ((store.card(slug), tower) for slug in slugs for tower in TOWERS):
+        card.tower_arrays(tower)  # a pair has both
     return slugs
 
 

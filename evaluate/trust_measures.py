@@ -1,0 +1,211 @@
+"""What one pass over a model's features gives, and its measures with resamples of patients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped] # a dependency of scikit-learn
+
+from mmkd.base.errors import UserError
+from mmkd.evaluate import metrics, robustness
+from mmkd.evaluate.features import Features
+from mmkd.evaluate.metrics import Floats
+from mmkd.evaluate.neighbors import nearest_rows, shares_of_votes
+from mmkd.evaluate.resampling import BootstrapSettings, group_counts
+from mmkd.evaluate.robustness import Codes, Combination, Generalization, TrustSettings
+from mmkd.evaluate.statistics import Replicates, rarer_groups
+from mmkd.evaluate.trust_cohort import Cohort
+from mmkd.store import FeatureStore
+
+Score = Callable[[Floats], Floats]
+"""Counts of groups (B, G) to values (B,)."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What one pass over a model's features gives, before k is chosen."""
+
+    where: Codes
+    linear: Floats
+    fold: Codes
+    clusters: tuple[Codes, ...]
+    here: Generalization | None
+    elsewhere: Generalization | None
+
+
+def examine(store: str, model: str, members: tuple[str, ...], cohort: Cohort, settings: TrustSettings) -> Findings:
+    """Everything that needs a model's features, on one thread of BLAS."""
+    features = Features(FeatureStore.open(store), model, members)
+
+    def read(positions: Codes) -> NDArray[np.float32]:
+        block = features.images(cohort.rows[positions])
+        if not block.available.all():
+            row = cohort.rows[positions[~block.available][0]]
+            raise UserError(
+                f"{cohort.dataset}: {model} has a feature of length 0 or infinite in row {row}; extract it again"
+            )
+        return block.values
+
+    with threadpool_limits(1):
+        k = min(max(robustness.MOST_NEIGHBORS, settings.k or 0), len(cohort.rows) - 1)
+        where, _ = nearest_rows(read, cohort.group, cohort.queries, k)
+        rows = cohort.probed
+        linear, fold = robustness.linear_scores(read(rows), cohort.confounder[rows], cohort.group[rows], settings)
+        every = robustness.combinations(cohort.biology, cohort.confounder, cohort.group, settings)
+        clusters = tuple(robustness.cluster(read(one.rows), settings) for one in every)
+        here = elsewhere = None
+        if every and not too_few(cohort, every[0]):
+            outside = _outside(cohort, every[0], settings)
+            here, elsewhere = robustness.generalize(read, every[0], outside, cohort.biology, cohort.group, settings)
+    return Findings(where, linear, fold, clusters, here, elsewhere)
+
+
+def _outside(cohort: Cohort, one: Combination, settings: TrustSettings) -> Codes:
+    """Rows of the two classes at other sites, of groups that the combination does not hold; a seeded draw."""
+    elsewhere = np.isin(cohort.biology, one.classes) & ~np.isin(cohort.confounder, one.sites)
+    rows = np.flatnonzero(elsewhere & ~np.isin(cohort.group, cohort.group[one.rows]))
+    if len(set(cohort.biology[rows].tolist())) < 2:
+        return np.empty(0, dtype=np.int64)
+    return np.sort(np.random.default_rng(settings.seed).permutation(rows)[: 4 * settings.cell_rows])
+
+
+def too_few(cohort: Cohort, one: Combination) -> str:
+    """Why the generalization experiment cannot be made, or nothing."""
+    sizes = [len(np.unique(cohort.group[one.rows[one.cell == cell]])) for cell in range(4)]
+    need = robustness.FEWEST_IN_CELL
+    return f"{min(sizes)} groups in the smallest of its cells, expected {need} or more" if min(sizes) < need else ""
+
+
+def curve_of(cohort: Cohort, found: Findings, ks: list[int]) -> tuple[tuple[int, float, float, float], ...]:
+    """Of every k: robustness index, k-NN balanced accuracy of the class and of the confounder."""
+    once = np.ones((1, len(cohort.queries)))
+    accuracies = []
+    for code in (cohort.biology, cohort.confounder):
+        votes = shares_of_votes(code, found.where, ks, int(code.max()) + 1)
+        accuracies.append([float(metrics.balanced_accuracy(code[cohort.queries], one, once)[0]) for one in votes])
+    same_class, same_site = (
+        code[cohort.queries, None] == code[found.where] for code in (cohort.biology, cohort.confounder)
+    )
+    favorable, adverse = (
+        np.cumsum(mask.sum(axis=0))[np.array(ks) - 1] for mask in (same_class & ~same_site, ~same_class & same_site)
+    )
+    index = np.divide(favorable, favorable + adverse, out=np.full(len(ks), np.nan), where=favorable + adverse > 0)
+    return tuple(zip(ks, index.tolist(), *accuracies, strict=True))
+
+
+def drop_of(cohort: Cohort, found: Findings, settings: TrustSettings) -> tuple[tuple[float, float, float], ...]:
+    if found.here is None:
+        return ()
+    once = np.ones((1, int(cohort.group.max()) + 1))
+    here = found.here.scores(cohort.group, once)[:, 0]
+    away = np.full(len(here), np.nan) if found.elsewhere is None else found.elsewhere.scores(cohort.group, once)[:, 0]
+    return tuple(zip(settings.levels, here.tolist(), away.tolist(), strict=True))
+
+
+def replicates_of(
+    score: Score | str, rows: Codes, codes: Sequence[Codes], group: Codes, bootstrap: BootstrapSettings, word: list[int]
+) -> Replicates:
+    """Value and resamples of one measure of `rows`; an interval needs groups on both sides of each of `codes`."""
+    groups = int(group.max()) + 1
+    sides = [rarer_groups(group[rows], [(code == one, code != one) for one in np.unique(code)]) for code in codes]
+    one = Replicates(
+        value=math.nan,
+        draws=np.full(bootstrap.n, np.nan),
+        n=len(rows),
+        groups=len(np.unique(group[rows])),
+        missing=0,
+        limits=(-1.5, 1.5),  # finite, so that resamples that are all equal give no interval
+        reason=score if isinstance(score, str) else "",
+        contrast=min((side for side in sides if side is not None), default=0),
+    )
+    if isinstance(score, str):
+        return one
+    blocks = group_counts(np.arange(groups), bootstrap.n, word)
+    return replace(
+        one, value=float(score(np.ones((1, groups)))[0]), draws=np.concatenate([score(counts) for counts in blocks])
+    )
+
+
+def scores_of(
+    cohort: Cohort, found: Findings, k: int, settings: TrustSettings
+) -> Iterator[tuple[str, Score | str, Codes, list[Codes]]]:
+    """Yield of every measure its name, counts (B, G) to values (B,) or why there are none, its rows, and codes of them
+    that an interval needs several groups of."""
+    biology, confounder, group = cohort.biology, cohort.confounder, cohort.group
+    queries, where = cohort.queries, found.where[:, :k]
+    pairs = robustness.group_pairs(biology, confounder, queries, where, group)
+    index, influence = robustness.robustness_index(pairs), robustness.index_influence(pairs)
+    none = "no neighbor of the same class elsewhere, nor of another class here; try a larger --k"
+    yield (
+        "robustness_index", none if math.isnan(index) else lambda counts: index + (counts - 1) @ influence, queries,
+        [biology[queries], confounder[queries]],
+    )  # fmt: skip
+
+    def of_rows(metric: Callable[..., Floats], y: Codes, score: Floats, rows: Codes) -> Score:
+        return lambda counts: metric(y, score, counts[:, group[rows]])
+
+    for name, code in (("knn_biology", biology), ("knn_confounder", confounder)):
+        (votes,) = shares_of_votes(code, where, [k], int(code.max()) + 1)
+        y = code[queries]
+        yield name, of_rows(metrics.balanced_accuracy, y, votes, queries), queries, [y]
+    rows, y = cohort.probed, confounder[cohort.probed]
+    few = "a fold of the cross-validation has one site only" if np.isnan(found.linear).any() else ""
+    yield "linear_confounder", few or of_rows(metrics.balanced_accuracy, y, found.linear, rows), rows, [y]
+
+    def fold_auroc(counts: Floats) -> Floats:
+        masks = [found.fold == number for number in np.unique(found.fold)]
+        areas = [metrics.macro_auroc(y[one], found.linear[one], counts[:, group[rows[one]]]) for one in masks]
+        return metrics.mean_of_defined(np.stack(areas, axis=1))
+
+    yield "linear_confounder_auroc", few or fold_auroc, rows, [y]
+    every = robustness.combinations(biology, confounder, group, settings)
+    rows = np.unique(np.concatenate([one.rows for one in every])) if every else queries[:0]
+
+    def clustered(counts: Floats) -> Floats:
+        scores = [
+            robustness.clustering_score(labels, biology[one.rows], confounder[one.rows], counts[:, group[one.rows]])
+            for one, labels in zip(every, found.clusters, strict=True)
+        ]
+        return np.asarray(np.mean(scores, axis=0))
+
+    no_cells = "no two classes that two sites both have"
+    yield (
+        "clustering_score",
+        jackknifed(clustered, group, rows) if every else no_cells,
+        rows,
+        [biology[rows], confounder[rows]],
+    )
+    lost = (too_few(cohort, every[0]) if every else no_cells) if found.here is None else ""
+    here, away = found.here, found.elsewhere
+    away_reason = lost or ("" if away is not None else "no rows of both classes at other sites")
+    for name, one, reason, measure in (
+        ("accuracy_uncorrelated", here, lost, lambda scores: scores[0]),
+        ("accuracy_correlated", here, lost, lambda scores: scores[-1]),
+        ("performance_drop", here, lost, robustness.performance_drop),
+        ("performance_drop_elsewhere", away, away_reason, robustness.performance_drop),
+    ):
+        if one is None:
+            yield name, reason, queries[:0], []
+        else:
+            yield name, partial(_of_levels, one, group, measure), one.rows, [one.cell]
+
+
+def jackknifed(score: Score, group: Codes, rows: Codes) -> Score:
+    """Return the value of `score` plus what groups add by the jackknife (Efron 1982), linear in their counts: a measure
+    of pairs is biased in resamples, where pairs within a group are too many."""
+    groups, members = int(group.max()) + 1, np.unique(group[rows])
+    without = np.ones((len(members), groups))
+    without[np.arange(len(members)), members] = 0
+    value, others = float(score(np.ones((1, groups)))[0]), score(without)
+    influence = np.zeros(groups)
+    influence[members] = (np.mean(others) - others) * math.sqrt((len(members) - 1) / len(members))
+    return lambda counts: value + (counts - 1) @ influence
+
+
+def _of_levels(one: Generalization, group: Codes, measure: Callable[[Floats], Floats], counts: Floats) -> Floats:
+    return measure(one.scores(group, counts))

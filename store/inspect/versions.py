@@ -1,0 +1,148 @@
+"""What a store holds, as digests: to compare two stores, and to give one a name that can be checked later. Taken from
+the record, the cards, the ledger and the selections' cards; `mmkd store verify` compares the bytes with these."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import Field
+
+from mmkd.base.errors import CorruptStoreError, UserError
+from mmkd.base.files import create_atomically, list_folder
+from mmkd.base.places.remote import StorePath
+from mmkd.store.hierarchy import SEAL, Document, parse_document, read_file, read_json, seal_of
+from mmkd.store.inspect.coverage import shard_ranges
+from mmkd.store.layout import check_slug, is_slug, sample_part
+from mmkd.store.reader import FeatureStore
+from mmkd.store.selections import read_selection_card, selection_names
+
+FOLDER = "tags"
+_ROWS = "rows"
+
+
+@dataclass(frozen=True)
+class StoreContent:
+    """Digests of a store's parts, by name of the part: `rows`, `teacher SLUG`, `selection NAME`. A part is a summary
+    and the digest of each of its shards; a selection has no shards."""
+
+    parts: dict[str, tuple[str, dict[int, str]]]
+
+    def digests(self) -> dict[str, str]:
+        """Return one digest for each part, 64 hex digits."""
+        return {name: _digest([summary, sorted(shards.items())]) for name, (summary, shards) in self.parts.items()}
+
+
+def store_content(store: FeatureStore) -> StoreContent:
+    """Collect the digests. Raises CorruptStoreError if the ledger, a sample part or a selection cannot be read."""
+    record, rows = store.record, {entry.shard: entry.samples_sha256 for entry in store.ledger.values()}
+    for shard in set(range(store.shards)) - rows.keys():
+        rows[shard] = hashlib.sha256(read_file(store.root / sample_part(shard))).hexdigest()
+    corpora = [[span.corpus.digest, span.corpus.rows, span.corpus.towers] for span in record.spans()]
+    parts = {_ROWS: (_digest([record.rows, record.rows_per_shard, corpora]), rows)}
+    for slug, card in store.teachers.items():
+        entries = {shard: entry for (shard, teacher), entry in store.ledger.items() if teacher == slug}
+        # Rows are a part of their own: a column that was added changes no feature.
+        leave_out: Any = {"mode": "json", "exclude": {"samples_sha256"}, "exclude_none": True}
+        facts = {shard: _digest(entry.model_dump(**leave_out)) for shard, entry in entries.items()}
+        parts[f"teacher {slug}"] = card.digest, facts
+    for name in selection_names(store.root):
+        parts[f"selection {name}"] = read_selection_card(store.root, name).digest, {}
+    return StoreContent(parts)
+
+
+def differences(one: StoreContent, other: StoreContent) -> Iterator[str]:
+    """Yield a line for each part that is not the same in both."""
+    for name in sorted(one.parts.keys() | other.parts.keys(), key=lambda name: (name != _ROWS, name)):
+        if name not in one.parts or name not in other.parts:
+            yield f"{name}: only in the {'first' if name in one.parts else 'second'}"
+            continue
+        (summary, shards), (also, theirs) = one.parts[name], other.parts[name]
+        if summary != also:
+            yield f"{name}: digest {summary[:16]} in the first, {also[:16]} in the second"
+        for what, numbers in (
+            ("only in the first", shards.keys() - theirs.keys()),
+            ("only in the second", theirs.keys() - shards.keys()),
+            ("differ", {shard for shard in shards.keys() & theirs.keys() if shards[shard] != theirs[shard]}),
+        ):
+            if numbers:
+                yield f"{name}: shards {shard_ranges(_ranges(numbers))} {what}"
+
+
+class Tag(Document):
+    """`tags/NAME.json`: what the store held when it got this name."""
+
+    name: str
+    created: str
+    """UTC, ISO 8601."""
+    digest: str
+    """SHA-256 over `parts`: what a paper or a run names beside the tag."""
+    parts: dict[str, str] = Field(min_length=1)
+
+    def changes(self, now: StoreContent) -> list[str]:
+        """Return the parts that are other ones now."""
+        found = now.digests()
+        names = sorted(self.parts.keys() | found.keys())
+        words = {(True, True): "changed", (True, False): "is gone", (False, True): "was added"}
+        return [
+            f"{name} {words[name in self.parts, name in found]}"
+            for name in names
+            if self.parts.get(name) != found.get(name)
+        ]
+
+
+def make_tag(store: FeatureStore, name: str) -> Tag:
+    """Name what the store holds now. A name that is taken by the same content is that tag. Raises UserError if it is
+    taken by another, or cannot name a file; StoreError if it cannot be written."""
+    check_slug(name, what="tag")
+    content = store_content(store)
+    parts = content.digests()
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    tag = Tag(name=name, created=now, digest=_digest(parts), parts=parts)
+    fields = tag.model_dump(mode="json")
+    data = json.dumps(fields | {SEAL: seal_of(fields)}, indent=1) + "\n"
+    if create_atomically(store.root / FOLDER / f"{name}.json", data.encode()):
+        return tag
+    there = read_tag(store.root, name)
+    if changes := there.changes(content):
+        raise UserError(
+            f"{store.root} has a tag {name!r} of {there.created} already, and since then {', '.join(changes[:3])}; "
+            "a tag never changes: choose another name"
+        )
+    return there
+
+
+def read_tag(root: StorePath, name: str) -> Tag:
+    """Read a tag. Raises CorruptStoreError if its file was changed after it was written."""
+    path = root / FOLDER / f"{name}.json"
+    content = read_json(path)
+    if content.pop(SEAL, None) != seal_of(content):
+        raise CorruptStoreError(f"{path} was changed after it was written; put the file back from a copy")
+    tag = parse_document(Tag, content, path)
+    if tag.name != name or tag.digest != _digest(tag.parts):
+        raise CorruptStoreError(f"{path} is the tag {tag.name!r}, or not of its digest; put the file back from a copy")
+    return tag
+
+
+def tag_names(root: StorePath) -> list[str]:
+    names = (path.name.removesuffix(".json") for path in list_folder(root / FOLDER, "*.json"))
+    return [name for name in names if is_slug(name)]
+
+
+def _ranges(numbers: set[int]) -> list[tuple[int, int]]:
+    """Return ranges (first, last) of these numbers, in order."""
+    ranges: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if ranges and ranges[-1][1] == number - 1:
+            ranges[-1] = ranges[-1][0], number
+        else:
+            ranges.append((number, number))
+    return ranges
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
