@@ -15,6 +15,7 @@ from mmkd.evaluate.plan import Plan, plan_path, read_plan
 from mmkd.evaluate.predictions import read_predictions
 from mmkd.evaluate.results import ResultRow, append_results, read_results
 from mmkd.evaluate.suite import Suite, differing_keys
+from mmkd.evaluate.task import Unit
 
 TRUST = "trust"
 """Folder of the files of `mmkd evaluate trust`."""
@@ -34,7 +35,7 @@ def merge_results(out: Path, folders: Sequence[Path], suite: str | None = None) 
     """Put the last run of a suite in each of the folders into the new folder `out`: plan, result lines and predictions,
     and the files of `trust`. Raises ConfigError, which names what differs, unless suites (but for places, models and
     notes) and data are the same, each model has one set of features, and `out` is new; CorruptStoreError for
-    predictions that cannot be read."""
+    predictions that cannot be read. Of a unit that failed in one lab the answer of the other counts."""
     if len(folders) < 2:
         raise ConfigError(f"name two or more folders of results to merge, got {len(folders)}")
     if out.exists():
@@ -49,30 +50,34 @@ def merge_results(out: Path, folders: Sequence[Path], suite: str | None = None) 
             )
     _check_units(folders, plans)
     trust = _merged_trust(folders)
-    units = {unit.key: unit for plan in plans for unit in plan.units}
+    chosen: dict[tuple[Any, ...], tuple[Unit, Path, list[ResultRow]]] = {}
+    for folder, plan, found in zip(folders, plans, results, strict=True):
+        for unit in plan.units:
+            what = (unit.dataset, unit.task, unit.model, unit.variant)
+            rows = found.get(unit.key, [])
+            if what not in chosen or (_answered(rows) and not _answered(chosen[what][2])):
+                chosen[what] = (unit, folder, rows)
     absent = [name for name in plans[0].absent if all(name in plan.absent for plan in plans)]
     joined = {
         "suite": _joined_suite(plans),
         "models": tuple(dict.fromkeys(model for plan in plans for model in plan.models)),
-        "units": tuple(units.values()),
+        "units": tuple(unit for unit, _, _ in chosen.values()),
         "absent": tuple(absent),
     }
     plan = plans[0].model_copy(update=joined)
-    lines: dict[str, list[ResultRow]] = {}
-    for folder, found in zip(folders, results, strict=True):
-        for key in units.keys() & found.keys():
-            rows = found[key]
-            if key in lines and lines[key][0].status != "failed":
-                continue
-            lines[key] = rows
-            if rows[0].status != "failed":
-                read_predictions(folder / rows[0].predictions)
-                write_atomically(out / rows[0].predictions, (folder / rows[0].predictions).read_bytes())
-    append_results(out, [row for unit in units for row in lines.get(unit, [])])
+    for _, folder, rows in chosen.values():
+        if _answered(rows):
+            read_predictions(folder / rows[0].predictions)
+            write_atomically(out / rows[0].predictions, (folder / rows[0].predictions).read_bytes())
+    append_results(out, [row for _, _, rows in chosen.values() for row in rows])
     for name, content in trust.items():
         write_atomically(out / TRUST / name, (json.dumps(content, indent=1) + "\n").encode())
     write_atomically(plan_path(out, plan.suite.suite), (plan.model_dump_json(indent=1) + "\n").encode())
-    return Merged(out, plan.models, len(units))
+    return Merged(out, plan.models, len(chosen))
+
+
+def _answered(rows: list[ResultRow]) -> bool:
+    return bool(rows) and rows[0].status != "failed"
 
 
 def _check_units(folders: Sequence[Path], plans: Sequence[Plan]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import silhouette_score
 from sklearn.preprocessing import StandardScaler
@@ -179,15 +181,19 @@ def cluster(features: NDArray[np.float32], settings: TrustSettings) -> Codes:
     least, most = settings.clusters
     best, chosen = -np.inf, least
     for k in range(least, min(most, len(features) - 1) + 1):
-        labels = (
-            KMeans(k, init="random", n_init=settings.silhouette_inits, random_state=settings.seed).fit(features).labels_
-        )
+        labels = _kmeans(features, k, settings.silhouette_inits, settings.seed)
         score = silhouette_score(distance, labels, metric="precomputed") if len(set(labels.tolist())) > 1 else -np.inf
         if score > best:
             best, chosen = float(score), k
     every = range(settings.seed, settings.seed + settings.repeats)
-    fits = (KMeans(chosen, init="random", n_init=settings.inits, random_state=seed).fit(features) for seed in every)
-    return np.stack([one.labels_ for one in fits]).astype(np.int64)
+    return np.stack([_kmeans(features, chosen, settings.inits, seed) for seed in every])
+
+
+def _kmeans(features: NDArray[np.float32], k: int, inits: int, seed: int) -> Codes:
+    with warnings.catch_warnings():  # of copies: fewer different rows than clusters
+        warnings.filterwarnings("ignore", message="Number of distinct clusters", category=ConvergenceWarning)
+        labels = KMeans(k, init="random", n_init=inits, random_state=seed).fit(features).labels_
+    return np.asarray(labels, dtype=np.int64)
 
 
 def clustering_score(clusters: Codes, biology: Codes, confounder: Codes, weights: Floats) -> Floats:

@@ -49,6 +49,8 @@ def load_cohort(
 ) -> Cohort:
     """Take the rows of all splits that have both values and features of every model. Raises UserError as
     `measure_trust`."""
+    if not any(len(split) for split in data.splits.values()):
+        data.split("test")  # raises
     samples = data.joined(tuple(name for name, split in data.splits.items() if len(split)))  # type: ignore[misc]
     rows, first = np.unique(samples.rows, return_index=True)
     group = data.groups(samples)[first]
@@ -64,7 +66,8 @@ def load_cohort(
     there = np.ones(len(rows), dtype=bool)
     for name, cell in zip(columns, cells, strict=True):
         if blank := int((cell == None).sum()):  # noqa: E711 - element by element
-            remarks.append(f"{counted(blank, 'row')} without {name} left out")
+            of_label = " or of none of its classes" if name == data.spec.label else ""
+            remarks.append(f"{counted(blank, 'row')} without {name}{of_label} left out")
         there &= cell != None  # noqa: E711
     for one in features:
         sound = np.logical_and.reduce(
@@ -104,6 +107,8 @@ def _check(cohort: Cohort) -> None:
         if len(values) < 2:
             only = f"only the value {values[0]!r}" if values else "no value"
             raise UserError(f"{cohort.dataset}: {column} has {only} among the rows with features; expected two or more")
+    if len(np.unique(cohort.group)) < 2:
+        raise UserError(f"{cohort.dataset}: all rows are of one group; expected two or more patients")
     table = cohort.table > 0
     if (table.sum(axis=0) == 1).all() or (table.sum(axis=1) == 1).all():
         what = "the same as" if (table.sum(axis=0) == 1).all() and (table.sum(axis=1) == 1).all() else "decided by"

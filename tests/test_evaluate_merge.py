@@ -121,6 +121,19 @@ def test_merge_needs_two_folders_and_a_new_one(labs: dict[str, tuple[Planted, Pa
         assert_one_line(found, expected)
 
 
+def test_the_answer_of_one_lab_stands_for_a_failure_of_the_other(
+    labs: dict[str, tuple[Planted, Path]], tmp_path: Path
+) -> None:
+    failed = Path(shutil.copytree(labs["lyon"][1], tmp_path / "failed"))
+    lines = [json.loads(line) for line in (failed / "results.jsonl").read_text().splitlines()]
+    rows = [line | {"status": "failed", "reason": "no memory", "value": None} for line in lines if not line["reason"]]
+    (failed / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for number, folders in enumerate(([failed, labs["lyon"][1]], [labs["lyon"][1], failed])):
+        merge_results(tmp_path / str(number), folders)
+        merged, own = ResultFolder(tmp_path / str(number)), ResultFolder(labs["lyon"][1])
+        assert build_table(merged, Question("zero_shot")).cells == build_table(own, Question("zero_shot")).cells
+
+
 def trust_file(models: list[str], k: int = 5) -> str:
     cell = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9, "groups": 9, "reason": ""}
     measures = {"robustness_index": cell, "knn_confounder": cell | {"value": None}}

@@ -224,7 +224,7 @@ def test_command_writes_a_page_for_each_model(tmp_path: Path) -> None:
     with patch("mmkd.evaluate.robustness.TrustSettings", lambda k: QUICK.model_copy(update={"k": k})):
         found = run(suite, "--biology", "tissue", "--confounder", "hospital", "--k", "5")
     assert found.exit_code == 0, found.output
-    assert "1 row without tissue left out" in found.output
+    assert "1 row without tissue or of none of its classes left out" in found.output
     page = (tmp_path / "suite-results/trust/slides.alpha.html").read_text()
     assert "k = 5" in page
     assert "against" in page
@@ -242,6 +242,8 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...], str]] = {
     "the label again": ({}, ("tissue", "copy"), "copy is the same as tissue, so that"),
     "a site for each class": ({"sites": 12, "classes": 2}, ("hospital", "patient"), "hospital is decided by patient"),
     "k above the neighbors": ({"patients": 3}, ("tissue", "hospital", "--k", "500"), "k is 500, but there are"),
+    "one patient": ({"group": "constant"}, ("tissue", "hospital"), "all rows are of one group"),
+    "no rows": ({"rows": {"test": {"hospital": "nowhere"}}}, ("tissue", "hospital"), "slides has no test rows"),
     "no such set": ({}, ("tissue", "hospital", "--dataset", "other"), "no data set 'other'; the suite has slides"),
 }
 
