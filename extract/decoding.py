@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mmkd.base.images.decoding import decode
 from mmkd.base.images.pixels import ASSUMED
 from mmkd.base.images.source import ImageError, ImageSource
-from mmkd.extract.teachers.geometry import Geometry, pixel_transform
+from mmkd.extract.teachers.geometry import Geometry, pixels_of
 from mmkd.store.inputs import encode_input
 
 # Windows of encoded bytes, and of pixels, that may wait: each stage keeps ahead of the next; memory is these times one.
@@ -65,10 +65,9 @@ def decode_image(
     if isinstance(encoded, str):
         return DecodedImage(reason=encoded, read_seconds=read_seconds)
     started, digest = time.perf_counter(), hashlib.sha256(encoded).hexdigest()
-    transforms = {geometry: pixel_transform(geometry) for geometry in geometries}
     try:
         picture = decode(encoded)
-        pixels = {geometry: transform(picture) for geometry, transform in transforms.items()}
+        pixels = pixels_of(picture, geometries)
         jpeg = encode_input(picture, keep) if keep is not None else None
     except Exception as error:  # noqa: BLE001 - see `_reason`
         return DecodedImage(reason=_reason(error), image_sha256=digest, read_seconds=read_seconds)

@@ -78,7 +78,7 @@ def test_out_of_memory_behind_the_decoder_too(tmp_path: Path, monkeypatch: pytes
         raise MemoryError
 
     Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
-    monkeypatch.setattr(Image.Image, "resize", resize)
+    monkeypatch.setattr("mmkd.extract.teachers.geometry.resize", resize)
     ((only,),) = decode_windows([image_source(str(tmp_path), "a.png")], [geometry("hf_shortest")], 8, Threads(1, 1))
     assert only.reason == "image: cannot be used (MemoryError)"
     assert only.image_sha256 is not None
