@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-integration test-all soak test-core test-extras test-wheel lint format bench docs clean
+.PHONY: help demo gpu test test-integration test-all soak test-core test-extras test-wheel lint format bench docs clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -67,6 +67,9 @@ build/%.stamp: benchmarks/%.txt $(VENV)/dev.stamp
 
 bench: $(VENV)/dev.stamp build/peers.stamp build/clip-retrieval.stamp ## measure, as ratios in one run, into docs/benchmarks.md (BENCH="--only store" or --full)
 	$(BIN)/python -P benchmarks/run.py $(BENCH)
+
+gpu: ## tests and figures of this machine's GPU, into docs/benchmarks.md; no network with WHEELS=FOLDER (docs/install.md)
+	scripts/gpu $(WHEELS)
 
 docs: $(VENV)/docs,extract,distill,evaluate.stamp ## what docs/ says of the code from the code, then the site into build/site
 	$(BIN)/python -P docs/generate.py

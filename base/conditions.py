@@ -10,7 +10,6 @@ value is neither true nor false, and such a row does not match, as in SQL.
 
 from __future__ import annotations
 
-import difflib
 import operator
 import re
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmkd.base.errors import ConfigError
+from mmkd.base.errors import ConfigError, did_you_mean
 
 MAX_LENGTH = 10_000
 """Characters of a condition; longer ones are refused (and cannot exhaust the stack)."""
@@ -99,8 +98,7 @@ class _Parser:
             raise self.fault("a column's name")
         self.place += 1
         if name not in self.schema.names:
-            nearest = difflib.get_close_matches(name, self.schema.names, n=1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"the store has {', '.join(self.schema.names)}"
+            hint = did_you_mean(name, self.schema.names, f"the store has {', '.join(self.schema.names)}")
             raise ConfigError(f"condition: no sample column {name!r}; {hint}")
         field, column = pc.field(name), self.schema.field(name)
         kind, sign = self.peek()

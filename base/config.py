@@ -9,17 +9,16 @@ names, or from `roots.yaml` in the working folder; paths are relative to that fi
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 
-from mmkd.base.errors import ConfigError
+from mmkd.base.errors import ConfigError, did_you_mean
 
 
 class Frozen(BaseModel):
@@ -140,6 +139,15 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return content
 
 
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` laid over `below`, down into nested mappings."""
+    both = dict(below)
+    for name, value in above.items():
+        under = both.get(name)
+        both[name] = merged(under, value) if isinstance(under, Mapping) and isinstance(value, Mapping) else value
+    return both
+
+
 def validated(model: type[Model], content: object, where: Path | str) -> Model:
     """Make `model` of parsed YAML. Raises ConfigError for the first key that does not fit, naming the nearest known
     key."""
@@ -152,8 +160,7 @@ def validated(model: type[Model], content: object, where: Path | str) -> Model:
         reason = " ".join(first["msg"].removeprefix("Value error, ").split())
         if first["type"] == "extra_forbidden":
             known = _known_keys(model, first["loc"][:-1])
-            nearest = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys: {', '.join(known)}"
+            hint = did_you_mean(str(first["loc"][-1]), known, f"known keys: {', '.join(known)}")
             reason = f"unknown key; {hint}"
         raise ConfigError(": ".join(part for part in (str(where), place, reason) if part)) from error
 

@@ -3,7 +3,8 @@ the next step. The command line prints them as they are and exits with status 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -25,6 +26,13 @@ class CorpusError(UserError):
 
 class TeacherError(UserError):
     """A teacher cannot be found, loaded or trusted."""
+
+
+class DeviceError(UserError):
+    """A GPU cannot be used, or answers no more."""
+
+    worker = ""
+    """Address of the worker that has it."""
 
 
 class StoreError(MmkdError):
@@ -71,3 +79,9 @@ def collect(problems: list[str]) -> Iterator[None]:
 def cause(error: BaseException, most: int = 200) -> str:
     """Return what another library's error says as one line of at most `most` characters."""
     return " ".join(str(error).split())[:most]
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    """Return a question for the known name that is most like `name`, or `otherwise` if none is."""
+    nearest = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {nearest[0]!r}?" if nearest else otherwise

@@ -11,11 +11,11 @@ import secrets
 import socket
 import stat
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import IO, overload
+from typing import IO, TypeVar
 
 try:
     import fcntl
@@ -26,6 +26,8 @@ from mmkd.base.errors import StoreError
 from mmkd.base.places.remote import RemotePath, StorePath
 
 TEMPORARY_SUFFIX = ".mmkd-tmp"
+
+Place = TypeVar("Place", bound=StorePath)
 
 # Some file systems keep locks per machine: only age shows that a writer elsewhere is dead.
 _AGE_HERE, _AGE_ELSEWHERE = 1.0, 3600.0
@@ -144,20 +146,12 @@ def remove_abandoned(root: StorePath) -> int:
     return removed
 
 
-@overload
-def list_folder(folder: Path, pattern: str = ...) -> list[Path]: ...
-
-
-@overload
-def list_folder(folder: StorePath, pattern: str = ...) -> Sequence[StorePath]: ...
-
-
-def list_folder(folder: StorePath, pattern: str = "*") -> Sequence[StorePath]:
+def list_folder(folder: Place, pattern: str = "*") -> list[Place]:
     """Return files and folders directly below `folder` whose name matches `pattern`, sorted; none if it does not exist.
     `Path.glob` also returns nothing for a folder that cannot be read; here only "not found" means empty. Raises
     StoreError, UnreachableError if the folder exists and cannot be listed."""
     if isinstance(folder, RemotePath):
-        return sorted(folder.glob(pattern), key=str)
+        return sorted(folder.glob(pattern), key=str)  # type: ignore[arg-type]
     try:
         names = [path.name for path in folder.iterdir()]
     except FileNotFoundError:

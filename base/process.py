@@ -13,8 +13,17 @@ from pathlib import Path
 
 
 def usable_cores() -> int:
-    """Return cores that this process may run on: Slurm and containers give fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return cores that this process may run on: Slurm and containers give fewer than there are, by affinity or by a
+    quota of its control groups, of which a part of a core counts as one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for group in _groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"), "cpu"):
+        with suppress(OSError, ValueError):  # without a quota it is `max`, or -1
+            if (group / "cpu.max").is_file():
+                quota, period = map(int, (group / "cpu.max").read_text().split())
+            else:
+                quota, period = (int((group / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+            cores = min(cores, -(-quota // period)) if quota > 0 else cores
+    return cores
 
 
 def free_memory() -> int:
@@ -34,24 +43,29 @@ def _spare(meminfo: Path) -> int:
 
 
 def _limits(own: Path, cgroups: Path) -> list[int]:
-    """Return memory limits of the control groups (cgroups(7), both versions) that a scheduler put this process into."""
+    """Return memory limits of the control groups that a scheduler put this process into."""
+    limits = [1 << 63]
+    for group in _groups(own, cgroups, "memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            with suppress(OSError, ValueError):  # `max` is no limit
+                limits.append(int((group / name).read_text()))
+    return limits
+
+
+def _groups(own: Path, cgroups: Path, controller: str) -> list[Path]:
+    """Return the folders of this process' control groups (cgroups(7), both versions) that limit what `controller`
+    counts, with those above them: each of them limits."""
     try:
         lines = [line.split(":", 2) for line in own.read_text().splitlines()]
     except OSError:
         lines = []
-    limits = [1 << 63]
+    found = []
     for number, controllers, path in lines:
-        if number == "0":
-            top, name = cgroups, "memory.max"
-        elif "memory" in controllers.split(","):
-            top, name = cgroups / "memory", "memory.limit_in_bytes"
-        else:
-            continue
-        group = top / path.lstrip("/")
-        for folder in (group, *(above for above in group.parents if above.is_relative_to(top))):  # each of them limits
-            with suppress(OSError, ValueError):  # `max` is no limit
-                limits.append(int((folder / name).read_text()))
-    return limits
+        if number == "0" or controller in controllers.split(","):
+            top = cgroups if number == "0" else cgroups / controller
+            group = top / path.lstrip("/")
+            found += [group, *(above for above in group.parents if above.is_relative_to(top))]
+    return found
 
 
 def keep_freed_memory() -> bool:

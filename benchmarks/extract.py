@@ -148,7 +148,7 @@ def extraction_seconds(corpus: Path, root: Path, described: Described, workers: 
     cluster = ClusterConfig(workers=workers)
     with dask_client(cluster) as client:
         client.wait_for_workers(workers)
-        start_workers(client, TeachersPlugin(described, cluster.worker))
+        start_workers(client, TeachersPlugin(described, cluster.worker, workers))
         started = time.perf_counter()
         for report in gather(client, made, tasks, print):
             assert isinstance(report, ShardReport)

@@ -94,3 +94,25 @@ def render(results: Sequence[Result], names: Sequence[str]) -> str:
         if name in here:
             lines += section(here[name])
     return "\n".join(lines).rstrip() + "\n"
+
+
+GPU = "## `gpu`\n"
+NO_GPU = (
+    "No GPU was available where this page was made, and nothing on it was measured on one. `make gpu` measures "
+    "extraction\nby nine teachers and by one, their share of the device's arithmetic, and training, and fills this "
+    "section.\n"
+)
+
+
+def gpu_section(page: str) -> str:
+    """The section about a GPU that a page has, or what stands there until there is one."""
+    _, found, after = page.partition(GPU)
+    return GPU + (after.partition("\n## ")[0].rstrip() + "\n" if found else NO_GPU)
+
+
+def with_section(page: str, rows: Sequence[Row], where: str) -> str:
+    """The page with another section about a GPU; the other sections stay."""
+    before, _, after = page.partition(GPU)
+    rest = after.partition("\n## ")
+    lines = (f"{GPU}{where}\n", *table(rows), "")
+    return "\n".join([before.rstrip(), "", *lines]) + (f"\n## {rest[2]}" if rest[1] else "")

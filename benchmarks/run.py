@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TYPES = ROOT / "build" / "types"
 sys.path.insert(0, str(TYPES))
 
-from mmkd.benchmarks.page import Result, render  # noqa: E402
+from mmkd.benchmarks.page import Result, gpu_section, render  # noqa: E402
 from mmkd.benchmarks.result import ROWS  # noqa: E402
 from mmkd.benchmarks.where import describe_machine  # noqa: E402
 
@@ -79,7 +79,9 @@ def main() -> int:
     kept = [given.results / f"{name}.json" for name in known]
     results = [Result.model_validate(json.loads(path.read_text())) for path in kept if path.is_file()]
     if results:
-        given.page.write_text(render(results, tuple(known)), encoding="utf-8")
+        before = given.page.read_text(encoding="utf-8") if given.page.is_file() else ""
+        page = f"{render(results, tuple(known))}\n{gpu_section(before)}"
+        given.page.write_text(page, encoding="utf-8")
         print(f"wrote {given.page}")
     return len(failed)
 

@@ -25,7 +25,9 @@ import click
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from mmkd.base.arithmetic import PEAK
 from mmkd.base.install import install_command
+from mmkd.base.notes import write_note
 from mmkd.base.process import usable_cores
 from mmkd.base.text import bytes_text
 from mmkd.extract.teachers.published import the_nine
@@ -50,12 +52,27 @@ MAPPED_FILES = 65_530
 OPEN_FILES = 1024
 
 _ASK_TORCH = """
-import json, torch, torchvision
+import json, time, torch, torchvision
 cuda = torch.cuda.is_available()
 devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())] if cuda else []
 bf16 = cuda and torch.cuda.is_bf16_supported()
 devices = [[device.name, device.total_memory] for device in devices]
-print(json.dumps({"torch": torch.__version__, "built": torch.version.cuda, "bf16": bf16, "devices": devices}))
+def peak(device, dtype, size):
+    a = torch.randn(size, size, device=device).to(dtype)
+    for turn in range(8):
+        if turn == 3:
+            torch.cuda.synchronize() if cuda else None
+            started = time.perf_counter()
+        a @ a
+    torch.cuda.synchronize() if cuda else None
+    return 5 * 2 * size**3 / (time.perf_counter() - started) / 1e12
+torch.set_num_threads(1)
+name, half = (devices[0][0] if cuda else "cpu"), torch.bfloat16 if bf16 else torch.float16
+peaks = {"fp32": peak("cuda" if cuda else "cpu", torch.float32, 8192 if cuda else 1024)}
+if cuda:
+    peaks["half"] = peak("cuda", half, 8192)
+told = {"torch": torch.__version__, "built": torch.version.cuda, "bf16": bf16, "devices": devices, "name": name}
+print(json.dumps(told | {"peaks": peaks}))
 """
 
 
@@ -148,11 +165,15 @@ def _torch(seconds: float) -> Check:
             return Check("machine", "torch", "note", "not installed: stores can be read, not made", step)
         return torch
     built = f"built for CUDA {torch['built']}" if torch["built"] else "built for CPUs"
-    found = f"{torch['torch']} {built}; "
+    found, peaks = f"{torch['torch']} {built}; ", torch.get("peaks", {})
+    for kind, tflops in peaks.items():
+        write_note(PEAK, [torch["name"], kind], tflops)
+    speed = "".join(f", {tflops:.3g} TFLOP/s in {kind}" for kind, tflops in peaks.items())
     if not torch["devices"]:
-        return Check("machine", "torch", "note", f"{found}no GPU: teachers and training run on the CPU")
+        core = speed and f"{speed} a core"
+        return Check("machine", "torch", "note", f"{found}no GPU: teachers and training run on the CPU{core}")
     devices = ", ".join(f"{name} ({bytes_text(size)})" for name, size in torch["devices"])
-    return Check("machine", "torch", "ok", f"{found}{devices}, bf16 {'yes' if torch['bf16'] else 'no'}")
+    return Check("machine", "torch", "ok", f"{found}{devices}, bf16 {'yes' if torch['bf16'] else 'no'}{speed}")
 
 
 CORE = ""
@@ -327,7 +348,8 @@ def disk_checks(folder: Path, cache: Path) -> Iterator[Check]:
 def doctor(folder: Path, timeout: float, as_json: bool) -> None:
     """Check the machine, packages, hub, teachers' weights and licenses, and the free space in FOLDER for stores.
 
-    Changes nothing, needs no network. Exit status 1 when something must be corrected before mmkd can work.
+    Needs no network, and keeps nothing but the measured speed of the device, for the MFU that other commands print.
+    Exit status 1 when something must be corrected before mmkd can work.
     """
     hub, disks = map(hub_check, [min(timeout, 10)]), disk_checks(folder, cache_folder())
     found: list[Check] = []

@@ -29,6 +29,8 @@ BY = click.option(
     "--by", type=click.Choice(["domain", "dataset", "modality"]), default="domain", show_default=True,
     help="Grouping of the columns.",
 )  # fmt: skip
+KINDS = ["heat-map", "forest", "box", "radar", "label-efficiency", "shots"]
+KINDS += ["kaplan-meier", "reliability", "decision-curve"]
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -169,7 +171,26 @@ def compare(model: str, against: tuple[str, ...], as_json: bool, **options: Any)
 
 @evaluate.command()
 @SUITE
-@click.argument("kind", type=click.Choice(["heat-map", "forest", "box", "radar", "label-efficiency", "kaplan-meier"]))
+@click.argument("column")
+@question
+@click.option("--model", multiple=True, help="Model to show; repeatable.  [default: all]")
+@JSON
+def subgroups(column: str, model: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Print the scores of the subgroups by COLUMN (sex, site, scanner, age), and how far each lies from the rest.
+
+    \b
+    mmkd evaluate subgroups suite.yaml sex --task zero_shot --model student
+    """
+    from mmkd.evaluate.subgroups import subgroup_table
+
+    folder = _results(options.pop("suite"), options.pop("out"))
+    found = [subgroup_table(folder, asked, column, model) for asked in folder.questions(**options)]
+    click.echo("\n".join(one.json() if as_json else one.markdown() for one in found), nl=False)
+
+
+@evaluate.command()
+@SUITE
+@click.argument("kind", type=click.Choice(KINDS))
 @FILE
 @MODEL
 @question

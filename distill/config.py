@@ -208,8 +208,9 @@ class DataConfig(Frozen):
     """`mapped`: gathered from the memory map one step ahead; `resident`: kept on the device, when they fit."""
     crop_scale: tuple[float, float] = (0.9, 1.0)
     """Share of the picture that a training crop keeps, as in MMKD-CLIP's training."""
-    workers: int = Field(default=2, ge=0, le=1024)
-    """Processes of each rank that read and decode images; 0 to do it between the steps."""
+    workers: int | None = Field(default=None, ge=0, le=1024)
+    """Processes of each rank that read and decode images; 0 to do it between the steps. Empty: the cores that the ranks
+    of this machine may use, less one for each rank."""
 
     @field_validator("crop_scale")
     @classmethod

@@ -47,6 +47,8 @@ class Terminal:
                 "wait": f"{values['data_wait_share']:.0%}",
                 "GB": f"{values['memory_gb']:.1f}",
             }
+        if "mfu" in values:
+            shown["MFU"] = f"{values['mfu']:.0%}"
         self.bar.set_postfix(shown)
 
 
@@ -69,6 +71,8 @@ class Lines:
                 f"{values['data_wait_share']:.0%} waiting for data",
                 f"{values['memory_gb']:.1f} GB",
             ]
+        if "tflops" in values:
+            shown.append(f"{values['tflops']:.3g} TFLOP/s" + (f", MFU {values['mfu']:.0%}" if "mfu" in values else ""))
         sys.stderr.write(f"step {step + 1:,} of {self.total:,}: {', '.join(shown)}\n")
         sys.stderr.flush()
 

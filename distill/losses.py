@@ -11,11 +11,16 @@ from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 INITIAL_LOG_SCALE = math.log(1 / 0.07)
 """Initial logarithm of a learned temperature."""
 MAX_LOG_SCALE = math.log(100)
 """CLIP's upper bound."""
+
+BLOCK = 1 << 25
+"""Most logits of one direction that are held at once, 128 MiB in float32; what is made of them takes a few times as
+much. Above it, rows are compared some at a time, and again on the way back."""
 
 FeatureKind = Literal["cosine", "mse", "smooth_l1"]
 FEATURE_KINDS: tuple[FeatureKind, ...] = get_args(FeatureKind)
@@ -37,6 +42,11 @@ class PairFeatures:
     def mask(self) -> torch.Tensor:
         """`available` as a mask, all True for None."""
         return self.group.new_ones(len(self.group), dtype=torch.bool) if self.available is None else self.available
+
+    def rows(self, span: slice) -> PairFeatures:
+        """Return some of the rows, of all stacked teachers."""
+        available = None if self.available is None else self.available[..., span]
+        return PairFeatures(self.image[..., span, :], self.text[..., span, :], self.group[span], available)
 
     def of(self, teacher: int) -> PairFeatures:
         """Return one of the stacked teachers."""
@@ -72,6 +82,22 @@ def weighted_mean(
     return kept_Q.sum() / total.clamp_min(torch.finfo(values_Q.dtype).tiny)
 
 
+def in_blocks(values_of: Callable[[slice], torch.Tensor], queries: PairFeatures, keys: PairFeatures) -> torch.Tensor:
+    """Return ``values_of`` all queries, float (..., Q). As it compares each of them with every key, above `BLOCK`
+    logits it is asked for some rows at a time, and once more when their gradients are needed: memory is then bounded,
+    whatever the batch."""
+    count = len(queries.group)
+    teachers = max(queries.image.shape[:-2].numel(), keys.image.shape[:-2].numel())
+    size = max(1, BLOCK // max(1, teachers * len(keys.group)))
+    if count <= size:
+        return values_of(slice(None))
+    parts = [
+        checkpoint(values_of, slice(first, first + size), use_reentrant=False, preserve_rng_state=False)
+        for first in range(0, count, size)
+    ]
+    return torch.cat(parts, dim=-1)
+
+
 def contrast(
     queries_QD: torch.Tensor,
     keys_KD: torch.Tensor,
@@ -97,12 +123,17 @@ def contrast(
 
 def both_ways(queries: PairFeatures, keys: PairFeatures, scale: torch.Tensor) -> torch.Tensor:
     """Return the mean of `contrast` of images against texts and of texts against images, float (..., Q)."""
-    positive_QK = queries.group[:, None] == keys.group[None, :]
-    if positive_QK.dim() == 3:
-        positive_QK = positive_QK.any(-1)
-    to_text = contrast(queries.image, keys.text, scale, positive_QK, keys.available)
-    to_image = contrast(queries.text, keys.image, scale, positive_QK, keys.available)
-    return (to_text + to_image) / 2
+
+    def some(span: slice) -> torch.Tensor:
+        here = queries.rows(span)
+        positive_QK = here.group[:, None] == keys.group[None, :]
+        if positive_QK.dim() == 3:
+            positive_QK = positive_QK.any(-1)
+        to_text = contrast(here.image, keys.text, scale, positive_QK, keys.available)
+        to_image = contrast(here.text, keys.image, scale, positive_QK, keys.available)
+        return (to_text + to_image) / 2
+
+    return in_blocks(some, queries, keys)
 
 
 def task_loss(student: PairFeatures, all_students: PairFeatures, scale: torch.Tensor) -> torch.Tensor:
@@ -167,10 +198,11 @@ class Similarities:
     keys: PairFeatures
     scale: torch.Tensor
 
-    def log_softmax(self, available_K: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image to text and text to image, each (..., Q, K), over the available keys."""
-        to_text = self.scale * self.rows.image @ self.keys.text.mT
-        to_image = self.scale * self.rows.text @ self.keys.image.mT
+    def log_softmax(self, span: slice, available_K: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image to text and text to image of these rows, each (..., Q, K), over the available keys."""
+        rows = self.rows.rows(span)
+        to_text = self.scale * rows.image @ self.keys.text.mT
+        to_image = self.scale * rows.text @ self.keys.image.mT
         if available_K is not None:
             lowest = torch.finfo(to_text.dtype).min
             missing_1K = ~available_K[..., None, :]
@@ -185,10 +217,14 @@ def relational_loss(student: Similarities, teacher: Similarities) -> torch.Tenso
     TinyCLIP (arXiv 2309.12314) up to the teacher's entropy, a constant. Keys that the teacher lacks are left out of
     both softmaxes."""
     available_K = teacher.keys.available
-    log_p = teacher.log_softmax(available_K)
-    log_q = student.log_softmax(available_K)
-    ways = [(p.exp() * (p - q)).sum(-1) for p, q in zip(log_p, log_q, strict=True)]
-    return (ways[0] + ways[1]) / 2
+
+    def some(span: slice) -> torch.Tensor:
+        log_p = teacher.log_softmax(span, available_K)
+        log_q = student.log_softmax(span, available_K)
+        ways = [(p.exp() * (p - q)).sum(-1) for p, q in zip(log_p, log_q, strict=True)]
+        return (ways[0] + ways[1]) / 2
+
+    return in_blocks(some, teacher.rows, teacher.keys)
 
 
 @dataclass(frozen=True)

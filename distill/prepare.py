@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -11,8 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmkd.base.errors import ConfigError, UserError
 from mmkd.base.files import temporary_files, write_atomically
+from mmkd.base.process import usable_cores
 from mmkd.base.text import counted
 from mmkd.distill import checkpoint
+from mmkd.distill.arithmetic import Arithmetic, count_arithmetic
 from mmkd.distill.batch_norm import prepare_batch_norms
 from mmkd.distill.batches import Batches, BatchPlan, Schedule
 from mmkd.distill.captions import load_tokens, save_tokens
@@ -44,6 +47,7 @@ class Run:
     record: RunRecord
     progress: Progress
     tokenizer: Tokenize
+    arithmetic: Arithmetic
     judge_before: str = ""
     """Judge of the run so far, when another metric or other rows choose the best from here on."""
 
@@ -141,6 +145,8 @@ def prepare(config: RunConfig, world: World) -> Run:
     captions = load_tokens(config.out, pairs.captions, tokenizer)
     if len(probed := captions.spread(16)):
         towers.check_padding(captions.tokens(probed).to(world.device), captions.columns(probed))
+    arithmetic = count_arithmetic(towers, captions.context, world.size, half=_half(config, world))
+    workers = config.data.workers if config.data.workers is not None else default_workers()
     groups = np.stack([captions.distinct[pairs.caption], pairs.image], axis=1)
     batches = Batches(
         plan=BatchPlan(pairs, schedule, config.seed),
@@ -148,7 +154,7 @@ def prepare(config: RunConfig, world: World) -> Run:
         pictures=train_pictures(store, pairs, config.data, student, world.device),
         groups=groups,
         teachers=teachers,
-        workers=config.data.workers,
+        workers=workers,
         world=world,
     )
     width = int(model_config(config.student.model)["embed_dim"])
@@ -168,7 +174,7 @@ def prepare(config: RunConfig, world: World) -> Run:
         towers=towers,
         average=average,
         batch_rows=piece,
-        workers=config.data.workers,
+        workers=workers,
         world=world,
     )
     record = record.model_copy(update={"preprocess": asdict(preprocessing(student))})
@@ -176,7 +182,12 @@ def prepare(config: RunConfig, world: World) -> Run:
     if progress.judge != monitor.judge:
         # Scores of other rows, or by another metric, are not compared.
         progress, judge_before = Progress(progress.step, monitor.judge), progress.judge
-    return Run(config, world, batches, update, average, monitor, record, progress, tokenizer, judge_before)
+    return Run(config, world, batches, update, average, monitor, record, progress, tokenizer, arithmetic, judge_before)
+
+
+def default_workers() -> int:
+    """Return decoding processes of a rank: the cores that the ranks of this machine may use, less one for each loop."""
+    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)
 
 
 def _make_updater(config: RunConfig, model: Model, world: World) -> Updater:
@@ -189,17 +200,21 @@ def _make_updater(config: RunConfig, model: Model, world: World) -> Updater:
     if world.size > 1:
         _freeze_unused(model.towers, world.device)
         called = DistributedDataParallel(called, device_ids=[world.device] if world.device.type == "cuda" else None)
-    half = compute.precision == "bf16" or (compute.precision == "auto" and world.device.type == "cuda")
     return Updater(
         model=model,
         called=called,
         optimizer=make_optimizer(model, config.optimizer),
         clip_norm=config.optimizer.clip_norm,
         world=world,
-        dtype=torch.bfloat16 if half else torch.float32,
+        dtype=torch.bfloat16 if _half(config, world) else torch.float32,
         micro_batch=compute.micro_batch,
         seed=config.seed,
     )
+
+
+def _half(config: RunConfig, world: World) -> bool:
+    precision = config.compute.precision
+    return precision == "bf16" or (precision == "auto" and world.device.type == "cuda")
 
 
 def _freeze_unused(towers: Towers, device: torch.device) -> None:

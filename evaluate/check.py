@@ -20,6 +20,7 @@ from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.fetch import source_place
 from mmkd.evaluate.plan import model_names, open_stores
+from mmkd.evaluate.strata import subgroups_of
 from mmkd.evaluate.suite import Suite
 from mmkd.evaluate.tasks import TASKS
 from mmkd.store import MmkdError
@@ -127,6 +128,9 @@ def _check_dataset(suite: Suite, data: DatasetRows, models: tuple[str, ...], fou
         found.problems.extend(text for text in reasons if text not in found.problems)
         with contextlib.suppress(UserError):  # `problems` names the reason
             found.counts.update(task.counts(data))
+    with collect(found.problems):
+        for name, values in subgroups_of(data, data.splits["test"].column).items():
+            found.counts[f"test rows by {name}"] = {key or "blank": n for key, n in sorted(Counter(values).items())}
     found.warnings.extend(_blank_cells(data) + _same_images(data) + _similar_groups(data) + _similar_filters(data))
     slides = (spec.source or {}).get("kind") == "slides"
     sizes, unit = (found.groups, "groups") if slides else (found.rows, "rows")

@@ -98,7 +98,8 @@ class Comparison:
             return "-"
         scale = 100 if self.percent else 1
         value, low, high = (one * scale for one in (difference.value, difference.low, difference.high))
-        return f"{value:+.1f}" if math.isnan(low) else f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+        form = "+.1f" if self.percent else "+.2f"
+        return f"{value:{form}}" if math.isnan(low) else f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def compare(
@@ -114,6 +115,7 @@ def compare(
             raise ConfigError(f"{folder.out} has no model {name!r}; it has {', '.join(known)}")
     if not rivals or model in rivals:
         raise ConfigError(f"name a model other than {model!r} to compare with; there are {', '.join(known)}")
+    question = folder.asked(question)
     scoring, metric = folder.scoring(question)
     level = level or folder.plan.suite.bootstrap.level
     lower = metric in scoring.lower_is_better

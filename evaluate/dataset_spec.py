@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 from mmkd.base.config import Frozen, without_repeats
 from mmkd.base.errors import UserError
 from mmkd.base.text import cell_text
+from mmkd.evaluate.measures import Measures
 from mmkd.store.evaluation_rows import KIND, NEGATIVE, PROMPT, SAMPLE, TEXT_OF
 from mmkd.store.layout import check_slug
 
@@ -223,6 +224,8 @@ class DatasetSpec(Frozen):
     tasks: tuple[str, ...] = Field(min_length=1)
     settings: Any = None
     """Settings of every task, by its name."""
+    measures: Measures = Measures()
+    """Metrics beside those of the tasks."""
     notes: str = ""
 
     def own_sections(self) -> Iterator[Section]:
@@ -231,7 +234,7 @@ class DatasetSpec(Frozen):
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns of the sample table that the tasks read, each once."""
-        named = [self.label, self.group, self.domain, self.bag, self.fold]
+        named = [self.label, self.group, self.domain, self.bag, self.fold, *self.measures.subgroups]
         if self.multilabel is not None:
             own = (value for values in (self.classes or {}).values() for value in values)
             named += [self.multilabel.column] if self.multilabel.column is not None else own

@@ -22,6 +22,7 @@ from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.scoring import STANDARD, Scoring
 from mmkd.evaluate.splits import Round, answers, folded_resamples, folds_of, mean_over_folds, rounds, shared_groups
+from mmkd.evaluate.strata import subgroups_of
 from mmkd.evaluate.task import Task, TaskSettings, Variant, without_features
 
 
@@ -44,6 +45,7 @@ class Diagnosis(Task[DiagnosisSettings]):
 
     name = "diagnosis"
     version = 2
+    answers = "classes"
     settings = DiagnosisSettings
 
     def needs(self, spec: DatasetSpec) -> Iterator[str]:
@@ -117,6 +119,7 @@ class Diagnosis(Task[DiagnosisSettings]):
             columns=data.classes,
             info=info,
             fold=fold[tested],
+            subgroups={name: v[tested] for name, v in subgroups_of(data, slides.bags.column).items()},
         )
 
 

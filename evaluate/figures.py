@@ -5,20 +5,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from textwrap import fill
 from typing import Final
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.projections.polar import PolarAxes
 
 from mmkd.base.errors import ConfigError
 from mmkd.evaluate.compare import compare
-from mmkd.evaluate.curves import kaplan_meier
+from mmkd.evaluate.curves import decision_curve, kaplan_meier, reliability
 from mmkd.evaluate.drawing import BLUE, GRAY, PLAIN_TEXT, VERMILLION, canvas, line_style, short_names
 from mmkd.evaluate.folder import Question, ResultFolder
 from mmkd.evaluate.statistics import VERDICTS, Difference, Verdict, dense_ranks, p_text
@@ -195,6 +196,33 @@ def label_efficiency(folder: ResultFolder, question: Question, model: str) -> Fi
             f"{question.task} was run at {len(shares)} share of the labels; a curve needs two or more: set fractions"
         )
     tables = [build_table(folder, replace(question, fraction=share)) for share in shares]
+    figure, axes = _learning_curves(tables, shares, question, model)
+    axes.set_xticks(shares, [f"{share:.0%}" for share in shares])
+    axes.set_xlabel("share of the labels")
+    return figure
+
+
+def shots(folder: ResultFolder, question: Question, model: str) -> Figure:
+    """Mean over columns at each number of shots, with intervals, on a logarithmic axis."""
+    if question.task != "few_shot":
+        raise ConfigError(f"shots are of task few_shot, not {question.task!r}; give --task few_shot")
+    metric = folder.scoring(question)[1]
+    name = metric.partition("@")[0]
+    counts = {int(one.partition("@")[2]): one for one in folder.metrics(question) if one.startswith(f"{name}@")}
+    if not counts:
+        raise ConfigError(f"{metric} is not of a number of shots; give --metric bacc@1, or another with an @")
+    places = sorted(counts)
+    tables = [build_table(folder, replace(question, metric=counts[count])) for count in places]
+    figure, axes = _learning_curves(tables, places, replace(question, metric=name), model)
+    axes.set_xticks(places, [str(count) for count in places])
+    axes.set_xlabel("training samples of each class")
+    return figure
+
+
+def _learning_curves(
+    tables: list[ResultTable], at: Sequence[float], question: Question, model: str
+) -> tuple[Figure, Axes]:
+    """A line for each model over one table for each place of a logarithmic axis."""
     last = tables[0].columns[-1]
     if not any(table.best(last) for table in tables):
         raise ConfigError(f"{tables[0].title}: no model has a value of {last} yet; `mmkd evaluate run` gets them")
@@ -203,20 +231,19 @@ def label_efficiency(folder: ResultFolder, question: Question, model: str) -> Fi
     for i, row in enumerate(tables[0].rows):
         cells = [table.cell(row, last) for table in tables]
         # Moved apart a little, so that intervals of two models do not hide each other.
-        places = [share * 1.03 ** (i - len(tables[0].rows) / 2) for share in shares]
+        places = [one * 1.03 ** (i - len(tables[0].rows) / 2) for one in at]
         style = line_style(i) | {"linewidth": 2.5 if row == model else 1, "markersize": 4}
         axes.plot(places, [cell.value * scale for cell in cells], **style, label=row)
         # Lines of their own: a percentile interval need not hold the value, which error bars must.
         limits = np.array([(cell.low, cell.high) for cell in cells]).T * scale
         axes.vlines(places, *limits, color=style["color"], linewidth=1)
+    metric = question.metric or tables[0].metric
     axes.set_xscale("log")
-    axes.set_xticks(shares, [f"{share:.0%}" for share in shares])
     axes.minorticks_off()
-    axes.set_xlabel("share of the labels")
-    axes.set_ylabel(f"{tables[0].metric}{' (%)' if tables[0].percent else ''}", fontsize=8)
-    axes.set_title(f"{_asked(question, tables[0].metric)}, {short_names([last])[0]}", fontsize=9, loc="left")
+    axes.set_ylabel(f"{metric}{' (%)' if tables[0].percent else ''}", fontsize=8)
+    axes.set_title(f"{_asked(question, metric)}, {short_names([last])[0]}", fontsize=9, loc="left")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return figure
+    return figure, axes
 
 
 def _columns_with_values(table: ResultTable) -> list[str]:
@@ -233,6 +260,6 @@ def _asked(question: Question, metric: str) -> str:
 
 FIGURES: Final[Mapping[str, Callable[[ResultFolder, Question, str], Figure]]] = {
     draw.__name__.replace("_", "-"): mpl.rc_context(PLAIN_TEXT)(draw)
-    for draw in (heat_map, forest, box, radar, label_efficiency, kaplan_meier)
+    for draw in (heat_map, forest, box, radar, label_efficiency, shots, kaplan_meier, reliability, decision_curve)
 }
 """Name to the function that draws it from (results, question, the model that is compared with the others)."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,17 +54,37 @@ class ResultFolder:
         return [Question(task=t, head=h, **rest) for t, h in chosen] or [Question(task=task or "", head=head, **rest)]
 
     def datasets(self, question: Question) -> list[DatasetSpec]:
-        """Return the data sets with this task that have a store. Monitor sets are left out beside report sets: their
-        scores were used during development. Raises ConfigError if no data set of the suite has the task."""
+        """Return the data sets with this task, and the metric if one is named, that have a store. Monitor sets are left
+        out beside report sets: their scores were used during development. Raises ConfigError if the suite has none."""
         run: list[DatasetSpec] = [spec for spec in self.plan.suite.datasets if spec.dataset not in self.plan.absent]
         every = [spec for spec in run if question.task in spec.tasks]
         if not every:
             known = sorted({task for spec in run for task in spec.tasks})
             raise ConfigError(f"{self.out} has no task {question.task!r}; it has {', '.join(known)}")
-        return [spec for spec in every if spec.role == "report"] or every
+        chosen = [spec for spec in every if spec.role == "report"] or every
+        if question.metric is None:
+            return chosen
+        scored = [spec for spec in chosen if question.metric in TASKS[question.task].scoring(spec).metrics]
+        if not scored:
+            metrics = ", ".join(self.metrics(question))
+            raise ConfigError(f"{question.task} has no metric {question.metric!r}; it has {metrics}")
+        return scored
+
+    def metrics(self, question: Question) -> list[str]:
+        """Return the metrics that any data set with this task has."""
+        specs = self.datasets(replace(question, metric=None))
+        return list(dict.fromkeys(name for spec in specs for name in TASKS[question.task].scoring(spec).metrics))
+
+    def asked(self, question: Question) -> Question:
+        """Return the question with its metric named: by default the first primary one that all data sets have, if there
+        is one."""
+        found = [TASKS[question.task].scoring(spec) for spec in self.datasets(question)]
+        shared = (one.primary for one in found if all(one.primary in other.metrics for other in found))
+        return replace(question, metric=question.metric or next(shared, found[0].primary))
 
     def scoring(self, question: Question) -> tuple[Scoring, str]:
         """Return scoring and metric. Raises ConfigError for an unknown metric, or data sets of different protocols."""
+        question = self.asked(question)
         found = [TASKS[question.task].scoring(spec) for spec in self.datasets(question)]
         protocols = sorted({scoring.protocol for scoring in found})
         if len(protocols) > 1:
@@ -71,10 +92,8 @@ class ResultFolder:
                 f"{question.task} was run by {' and '.join(protocols)}: their values cannot share a table; "
                 "give the data sets one protocol"
             )
-        metric = question.metric or found[0].primary
-        if metric not in found[0].metrics:
-            raise ConfigError(f"{question.task} has no metric {metric!r}; it has {', '.join(found[0].metrics)}")
-        return found[0], metric
+        assert question.metric is not None, "`asked` names it"
+        return found[0], question.metric
 
     def units(self, question: Question, dataset: str, model: str) -> list[Unit]:
         """Return one unit per draw of the labels. Raises ConfigError for an unknown head or share of labels."""
@@ -112,9 +131,14 @@ class ResultFolder:
 
     def replicates(self, question: Question, spec: DatasetSpec, found: Predictions) -> dict[str, Replicates]:
         """Return the metric of a question on every column that a data set has rows of."""
-        scoring, metric = self.scoring(question)
         names = self.column_names(question, spec, found)
-        parts = {name: names == name for name in dict.fromkeys(names.tolist())}
+        return self.scored(question, spec, found, {name: names == name for name in dict.fromkeys(names.tolist())})
+
+    def scored(
+        self, question: Question, spec: DatasetSpec, found: Predictions, parts: Mapping[str, NDArray[np.bool_]]
+    ) -> dict[str, Replicates]:
+        """Return the metric of a question on parts of the rows, bool (n,) each."""
+        (_, metric), scoring = self.scoring(question), TASKS[question.task].scoring(spec)
         suite, name = self.plan.suite, self.plan.suite.resample_name(spec.dataset)
         scored = resampled(found, [metric], scoring, bootstrap=suite.bootstrap, name=name, parts=parts)
         return {part: replicates for (part, _), replicates in scored.items()}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +14,14 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from mmkd.evaluate.dataset import DatasetRows, Samples, Split
+from mmkd.evaluate.dataset import DatasetRows, Samples
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
+from mmkd.evaluate.measured import Answers
 from mmkd.evaluate.metrics import Floats
-from mmkd.evaluate.predictions import Predictions
+from mmkd.evaluate.predictions import Predictions, Validation
 from mmkd.evaluate.scoring import STANDARD, Scoring
-from mmkd.evaluate.splits import draw_share, hold_out, shared_groups
+from mmkd.evaluate.splits import draw_share, group_leaks, hold_out, probe_splits
 from mmkd.evaluate.task import Task, TaskSettings, Variant, answers_of_test, without_features
 from mmkd.store import UserError
 
@@ -44,6 +44,9 @@ class LinearProbeSettings(TaskSettings):
     tolerance: float = Field(default=1e-6, gt=0)
     """Largest gradient component of the mean loss at which a fit has converged. scikit-learn's own 1e-4 stops so early
     that the choice of C depends on it."""
+    val: Literal["choose", "calibrate"] = "choose"
+    """What validation rows are for: to choose C by, after which they are fitted with the others; or for a temperature
+    and conformal sets alone, as if there were none for C."""
     max_train: int = Field(default=100_000, ge=2)
     """Cap on training rows, drawn per class; the number used is in every result."""
 
@@ -79,6 +82,7 @@ class LinearProbe(Task[LinearProbeSettings]):
 
     name = "linear_probe"
     version = 2
+    answers: ClassVar[Answers] = "classes"
     settings = LinearProbeSettings
 
     def needs(self, spec: DatasetSpec) -> Iterator[str]:
@@ -86,6 +90,16 @@ class LinearProbe(Task[LinearProbeSettings]):
             yield "linear_probe needs a `label` column"
         if spec.rows.train is None:
             yield "linear_probe needs `rows: train`"
+        if self.own(spec).val == "calibrate" and spec.rows.val is None:
+            yield "linear_probe: `val: calibrate` needs `rows: val`"
+        if self.own(spec).val == "choose" and spec.measures.calibrates:
+            yield (
+                "linear_probe is fitted on the `val` rows, on which a temperature and conformal sets would be chosen; "
+                "keep them apart with `settings: {linear_probe: {val: calibrate}}`"
+            )
+
+    def validates(self, spec: DatasetSpec) -> bool:
+        return self.own(spec).val == "calibrate" and spec.rows.val is not None
 
     def variants(self, spec: DatasetSpec) -> tuple[Variant, ...]:
         own = self.own(spec)
@@ -96,41 +110,33 @@ class LinearProbe(Task[LinearProbeSettings]):
         return STANDARD
 
     def problems(self, data: DatasetRows) -> list[str]:
-        return data.class_problems(probe_splits(data)) + group_leaks(data)
+        return data.class_problems(probe_splits(data)) + group_leaks(data, probe_splits(data))
 
     def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
         """Return class probabilities, float64 (n, C), of every test image."""
         settings = self.own(data.spec)
         train, val, missing = training_rows(data, features, settings, variant, data.labels)
+        held, val = (val, None) if self.validates(data.spec) else (None, val)
         model, facts = fit_chosen(train, val, settings, variant.seed)
         images = features.images(data.split("test").rows)
         there = images.available
         score = np.full((len(there), len(data.classes)), np.nan)
-        score[there] = 0.0
-        score[np.ix_(there, model.classes_)] = model.predict_proba(images.values[there].astype(np.float64))
+        score[there] = _probabilities(model, images.values[there].astype(np.float64), len(data.classes))
         info = facts | {"train_classes": len(model.classes_), "warnings": fit_warnings([facts])}
         if bare := [name for i, name in enumerate(data.classes) if i not in model.classes_]:
             info["warnings"].append(
                 f"no training rows of {', '.join(bare)}: score 0 everywhere, AUROC one half, counted in the means"
             )
         info["warnings"] += missing
-        return answers_of_test(data, score, there, data.classes, info=info, labeled=True)
+        answered = Validation(held.y, _probabilities(model, held.x, len(data.classes))) if held is not None else None
+        return answers_of_test(data, score, there, data.classes, info=info, labeled=True, validation=answered)
 
 
-def probe_splits(data: DatasetRows) -> tuple[Split, ...]:
-    return ("train", "val", "test") if data.spec.rows.val is not None else ("train", "test")
-
-
-def group_leaks(data: DatasetRows) -> list[str]:
-    """Report groups that are in two splits: such a score would measure memory."""
-    found, what = [], data.spec.group or "key"
-    for one, other in itertools.combinations((name for name in probe_splits(data) if name in data.splits), 2):
-        if shared := shared_groups(data.groups(data.splits[one]), data.groups(data.splits[other])):
-            found.append(
-                f"{data.spec.dataset}: {len(shared)} values of {what} stand in both {one} and {other}, "
-                f"for example {shared[0]!r}; divide the splits by {what}"
-            )
-    return found
+def _probabilities(model: LogisticRegression, x: Floats, classes: int) -> Floats:
+    """Class probabilities, float64 (n, classes), 0 for a class that was not trained."""
+    score = np.zeros((len(x), classes))
+    score[:, model.classes_] = model.predict_proba(x)
+    return score
 
 
 def training_rows(
@@ -142,7 +148,7 @@ def training_rows(
 ) -> tuple[Labeled, Labeled | None, list[str]]:
     """Return the training and validation rows of a variant that have features, with the `labels` of a split's rows, and
     warnings of the others. Raises UserError for groups in two splits, or a split without features."""
-    for leak in group_leaks(data):
+    for leak in group_leaks(data, probe_splits(data)):
         raise UserError(leak)
     parts: dict[str, Labeled] = {}
     missing: list[str] = []

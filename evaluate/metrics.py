@@ -22,14 +22,14 @@ def accuracy(y: Labels, score: Floats, weights: Floats) -> Floats:
 def balanced_accuracy(y: Labels, score: Floats, weights: Floats) -> Floats:
     """Return mean recall over the classes that occur, as `sklearn.metrics.balanced_accuracy_score`."""
     hits, _, actual = class_counts(y, score, weights)
-    return mean_of_defined(_ratio(hits, actual))
+    return mean_of_defined(ratio(hits, actual))
 
 
 def macro_f1(y: Labels, score: Floats, weights: Floats) -> Floats:
     """Return the mean F1 over the classes that occur in `y`, as `sklearn.metrics.f1_score(labels=np.unique(y),
     average="macro", zero_division=0)`."""
     hits, predicted, actual = class_counts(y, score, weights)
-    return mean_of_defined(np.where(actual > 0, _ratio(2 * hits, predicted + actual), np.nan))
+    return mean_of_defined(np.where(actual > 0, ratio(2 * hits, predicted + actual), np.nan))
 
 
 def macro_auroc(y: Labels, score: Floats, weights: Floats) -> Floats:
@@ -56,7 +56,7 @@ def auroc(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats
     not_above = everything[last] - positives[np.searchsorted(at, last)]
     area = np.einsum("pb,pb->b", own, below + not_above) / 2
     total = positives[-1]
-    return _ratio(area, total * (everything[-1] - total))
+    return ratio(area, total * (everything[-1] - total))
 
 
 def average_precision(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats:
@@ -67,8 +67,39 @@ def average_precision(positive: NDArray[np.bool_], score: Floats, weights: Float
     own = np.where(positive[order, None], rows, 0.0)
     thresholds = np.flatnonzero(np.diff(score[order], append=-np.inf))
     hits = np.cumsum(own, axis=0)[thresholds]
-    precision = _ratio(hits, np.cumsum(rows, axis=0)[thresholds])
-    return _ratio(np.nansum(np.diff(hits, axis=0, prepend=0.0) * precision, axis=0), own.sum(axis=0))
+    precision = ratio(hits, np.cumsum(rows, axis=0)[thresholds])
+    return ratio(np.nansum(np.diff(hits, axis=0, prepend=0.0) * precision, axis=0), own.sum(axis=0))
+
+
+def quadratic_kappa(y: Labels, score: Floats, weights: Floats) -> Floats:
+    """Return the quadratic weighted kappa of grades 0 to C - 1 (Cohen 1968), as `sklearn.metrics.cohen_kappa_score(
+    weights="quadratic")`: one minus the mean squared distance of grade and prediction over that of independent ones
+    with the same frequencies. NaN where that is zero."""
+    grade, given = y.astype(np.float64), score.argmax(axis=1).astype(np.float64)
+    first, second, mine, other = (weighted_mean(v, weights) for v in (grade, given, grade**2, given**2))
+    chance = mine - 2 * first * second + other
+    return 1 - ratio(weighted_mean((grade - given) ** 2, weights), np.where(chance > 1e-12, chance, 0.0))
+
+
+def sensitivity_at(positive: NDArray[np.bool_], score: Floats, weights: Floats, specificity: float) -> Floats:
+    """Return the highest sensitivity of a threshold whose specificity is at least this; samples that score at least the
+    threshold are found. Each resample has its own threshold. NaN without positives or negatives."""
+    order = np.argsort(-score, kind="stable")
+    rows = np.ascontiguousarray(weights.T)[order]
+    thresholds = np.flatnonzero(np.diff(score[order], append=-np.inf))
+    found = positive[order, None]
+    hits, alarms = (np.cumsum(np.where(mask, rows, 0.0), axis=0)[thresholds] for mask in (found, ~found))
+    positives, negatives = hits[-1:].sum(axis=0), alarms[-1:].sum(axis=0)
+    allowed = (alarms <= (1 - specificity) * negatives + 1e-9).sum(axis=0)  # alarms ascend
+    best = np.take_along_axis(np.pad(hits, ((1, 0), (0, 0))), allowed[None], axis=0)[0]
+    return np.where(negatives > 0, ratio(best, positives), np.nan)
+
+
+def net_benefit(positive: NDArray[np.bool_], score: Floats, weights: Floats, threshold: float) -> Floats:
+    """Return true positives minus false positives times the odds of a threshold probability, per sample (Vickers and
+    Elkin 2006): what a decision gains over treating nobody. Samples at or above the threshold are treated."""
+    odds = threshold / (1 - threshold)
+    return weighted_mean((score >= threshold) * np.where(positive, 1.0, -odds), weights)
 
 
 def recall_at(rank: Floats, k: int, weights: Floats) -> Floats:
@@ -79,7 +110,7 @@ def recall_at(rank: Floats, k: int, weights: Floats) -> Floats:
 
 def weighted_mean(values: Floats | NDArray[np.bool_], weights: Floats) -> Floats:
     """Return the mean of `values` (n,) in each resample."""
-    return _ratio(weights @ values.astype(np.float64), weights.sum(axis=1))
+    return ratio(weights @ values.astype(np.float64), weights.sum(axis=1))
 
 
 def weighted_median(values: Floats, weights: Floats) -> Floats:
@@ -107,7 +138,7 @@ def concordance(risk: Floats, time: Floats, event: NDArray[np.bool_], weights: F
         points = comparable * ((own_risk > risk) + 0.5 * (own_risk == risk))
         right += np.einsum("bi,bi->b", weights[:, part], weights @ points.T)
         every += np.einsum("bi,bi->b", weights[:, part], weights @ comparable.T.astype(np.float64))
-    return _ratio(right, every)
+    return ratio(right, every)
 
 
 def class_counts(y: Labels, score: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:
@@ -120,10 +151,11 @@ def class_counts(y: Labels, score: Floats, weights: Floats) -> tuple[Floats, Flo
 def mean_of_defined(values: Floats) -> Floats:
     """Return the mean over axis 1 of the values that exist: (B, C) to (B,), NaN where none does."""
     there = ~np.isnan(values)
-    return _ratio(np.where(there, values, 0.0).sum(axis=1), there.sum(axis=1).astype(np.float64))
+    return ratio(np.where(there, values, 0.0).sum(axis=1), there.sum(axis=1).astype(np.float64))
 
 
-def _ratio(numerator: Floats, denominator: Floats) -> Floats:
+def ratio(numerator: Floats, denominator: Floats) -> Floats:
+    """Return a quotient, NaN where the denominator is not above zero."""
     result = np.full(np.broadcast(numerator, denominator).shape, np.nan)
     np.divide(numerator, denominator, out=result, where=denominator > 0)
     return result

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,21 +16,15 @@ from scipy.special import expit
 
 from mmkd.base.errors import UserError, collect
 from mmkd.base.text import cell_text
+from mmkd.evaluate.calibration import calibration_error
 from mmkd.evaluate.dataset import DatasetRows, Samples, Split, value_counts
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
-from mmkd.evaluate.linear_probe import (
-    Labeled,
-    LinearProbe,
-    fit_chosen,
-    fit_warnings,
-    group_leaks,
-    probe_splits,
-    training_rows,
-)
-from mmkd.evaluate.metrics import Floats, auroc, average_precision, mean_of_defined
+from mmkd.evaluate.linear_probe import Labeled, LinearProbe, fit_chosen, fit_warnings, training_rows
+from mmkd.evaluate.metrics import Floats, auroc, average_precision, mean_of_defined, weighted_mean
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.scoring import Contrast, Metric, Scoring
+from mmkd.evaluate.splits import group_leaks, probe_splits
 from mmkd.evaluate.task import Task, TaskSettings, Variant, answers_of_test
 from mmkd.evaluate.zero_shot import class_cosines, prompt_facts
 
@@ -51,6 +47,7 @@ class MultilabelZeroShot(Task[MultilabelZeroShotSettings]):
 
     name = "multilabel_zero_shot"
     version = 2
+    answers = "labels"
     settings = MultilabelZeroShotSettings
 
     def needs(self, spec: DatasetSpec) -> Iterator[str]:
@@ -60,10 +57,10 @@ class MultilabelZeroShot(Task[MultilabelZeroShotSettings]):
             yield f"{self.name} needs `prompts`"
 
     def standard_scoring(self, spec: DatasetSpec) -> Scoring:
-        return SCORING
+        return _scoring(spec)
 
     def problems(self, data: DatasetRows) -> list[str]:
-        found = label_problems(data, ("test",))
+        found = label_problems(data, ("test",)) + _no_probabilities(data)
         with collect(found):
             data.prompt_labels()
             if data.negatives is not None:
@@ -75,6 +72,8 @@ class MultilabelZeroShot(Task[MultilabelZeroShotSettings]):
 
     def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
         """Return a score for every label of every test image."""
+        for problem in _no_probabilities(data):
+            raise UserError(problem)
         scale = self.own(data.spec).temperature
         scores, available = [], []
         for member in features.each_member():
@@ -89,22 +88,38 @@ class MultilabelZeroShot(Task[MultilabelZeroShotSettings]):
         return predictions(data, np.mean(scores, axis=0), np.logical_and.reduce(available), info)
 
 
+def _no_probabilities(data: DatasetRows) -> list[str]:
+    """Report calibration of scores that are bare cosines."""
+    if data.negatives is not None or data.spec.measures.calibration is None:
+        return []
+    return [
+        f"{data.spec.dataset}: without negative prompts scores of multilabel_zero_shot are cosines, not probabilities; "
+        "write `measures: {calibration: null}`, or add negative prompts"
+    ]
+
+
 class MultilabelProbe(LinearProbe):
     """As `linear_probe` for every label, on the samples where it is known; C is chosen for each."""
 
     name = "multilabel_probe"
+    answers = "labels"
 
     def needs(self, spec: DatasetSpec) -> Iterator[str]:
         if spec.multilabel is None or not spec.classes:
             yield f"{self.name} needs `multilabel` and `classes`"
         if spec.rows.train is None:
             yield f"{self.name} needs `rows: train`"
+        if self.own(spec).val != "choose":
+            yield f"{self.name} has no use for `val: {self.own(spec).val}`; only linear_probe calibrates on val rows"
+
+    def validates(self, spec: DatasetSpec) -> bool:
+        return False
 
     def standard_scoring(self, spec: DatasetSpec) -> Scoring:
-        return SCORING
+        return _scoring(spec)
 
     def problems(self, data: DatasetRows) -> list[str]:
-        return label_problems(data, probe_splits(data)) + group_leaks(data)
+        return label_problems(data, probe_splits(data)) + group_leaks(data, probe_splits(data))
 
     def counts(self, data: DatasetRows) -> dict[str, dict[str, int]]:
         return label_counts(data, probe_splits(data))
@@ -245,3 +260,21 @@ SCORING = Scoring(
     contrasts=_label_contrasts,
 )
 """Means over labels of the area under the ROC curve and of the average precision."""
+
+
+def _scoring(spec: DatasetSpec) -> Scoring:
+    """`SCORING`, with the mean calibration error and Brier score of the labels where the data set asks for them."""
+    if spec.measures.calibration is None:
+        return SCORING
+    bins = spec.measures.calibration.bins
+
+    def error(known: NDArray[np.bool_], score: Floats, weights: Floats, equal_mass: bool) -> Floats:
+        return calibration_error(score, known, weights, bins, equal_mass=equal_mass)
+
+    errors = {
+        f"ece@{bins}": _over_labels(partial(error, equal_mass=False)),
+        f"ece_mass@{bins}": _over_labels(partial(error, equal_mass=True)),
+    }
+    squares = _over_labels(lambda known, score, weights: weighted_mean((score - known) ** 2, weights))
+    metrics = SCORING.metrics | errors | {"brier": squares}
+    return replace(SCORING, metrics=metrics, lower_is_better=frozenset({*errors, "brier"}), centered=frozenset(errors))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,32 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mmkd.base.errors import CorruptStoreError
+from mmkd.evaluate.calibration import best_temperature
 
 _META = b"mmkd.evaluate"
+SUBGROUP = "subgroup "
+"""Before the name of a column of subgroups."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Probabilities, float64 (m, C), and classes, int64 (m,), of validation samples that nothing was fitted on."""
+
+    y: NDArray[np.int64]
+    score: NDArray[np.float64]
+
+    @cached_property
+    def temperature(self) -> float:
+        """The temperature with the lowest log-loss."""
+        return best_temperature(self.y, self.score)
+
+    def threshold(self, coverage: float) -> float:
+        """Return the least probability of a class in a split conformal set (Vovk et al. 2005; Sadinle, Lei and
+        Wasserman 2019): sets hold the true class of a further sample with at least this chance. 0 where m is too small:
+        all classes are then in the set."""
+        rank = math.ceil((len(self.y) + 1) * coverage - 1e-9)
+        own = np.sort(self.score[np.arange(len(self.y)), self.y])[::-1]
+        return float(own[rank - 1]) if rank <= len(own) else 0.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +68,9 @@ class Predictions:
     `choices_digest`; models that had other choices are not compared as they stand."""
     fold: NDArray[np.int64] | None = None
     """Part of a cross-validation that tested the sample, or None where there was one test set."""
+    subgroups: dict[str, NDArray[np.object_]] = field(default_factory=dict)
+    """By column, the subgroup of every sample, str (n,), `""` where the sample is in none."""
+    validation: Validation | None = None
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -62,6 +91,7 @@ class Predictions:
     def take(self, mask: NDArray[np.bool_]) -> Predictions:
         names = ("ids", "group", "domain", "y", "score", "available", "fold")
         rows: dict[str, Any] = {name: None if (v := getattr(self, name)) is None else v[mask] for name in names}
+        rows["subgroups"] = {name: values[mask] for name, values in self.subgroups.items()}
         return replace(self, **rows)
 
 
@@ -71,9 +101,11 @@ def choices_digest(names: Iterable[object]) -> str:
 
 
 def encode_predictions(predictions: Predictions) -> bytes:
-    """Return the bytes of a Parquet file: id, group, domain, y, fold, available and one list of scores a row."""
-    n, width = predictions.score.shape
+    """Return the bytes of a Parquet file: id, group, domain, y, fold, available, one list of scores and the
+    subgroups of a row; validation samples are in its metadata."""
+    (n, width), held = predictions.score.shape, predictions.validation
     scores = pa.FixedSizeListArray.from_arrays(pa.array(predictions.score.reshape(-1)), width)
+    subgroups = {f"{SUBGROUP}{name}": pa.array(v.tolist(), pa.string()) for name, v in predictions.subgroups.items()}
     table = pa.table(
         {
             "id": pa.array(predictions.ids.tolist(), type=pa.string()),
@@ -84,12 +116,14 @@ def encode_predictions(predictions: Predictions) -> bytes:
             "available": pa.array(predictions.available),
             "score": scores,
         }
+        | subgroups
     )
     meta = {
         "columns": predictions.columns,
         "info": predictions.info,
         "labelled": predictions.y is not None,
         "folded": predictions.fold is not None,
+        "validation": held and {"y": held.y.tolist(), "score": held.score.tolist()},
     }
     table = table.replace_schema_metadata({_META: json.dumps(meta, sort_keys=True).encode()})
     buffer = io.BytesIO()
@@ -104,7 +138,7 @@ def read_predictions(path: Path) -> Predictions:
         meta = json.loads((table.schema.metadata or {})[_META])
     except (OSError, pa.ArrowInvalid, KeyError, ValueError) as error:
         raise CorruptStoreError(f"predictions {path} cannot be read: {error}; run the suite again") from error
-    columns = tuple(meta["columns"])
+    columns, held = tuple(meta["columns"]), meta["validation"]
     flat = table["score"].combine_chunks().values.to_numpy(zero_copy_only=False)
     return Predictions(
         ids=np.array(table["id"].to_pylist(), dtype=object),
@@ -116,4 +150,10 @@ def read_predictions(path: Path) -> Predictions:
         columns=columns,
         info=meta["info"],
         fold=table["fold"].to_numpy().astype(np.int64) if meta["folded"] else None,
+        subgroups={
+            name.removeprefix(SUBGROUP): np.array(table[name].to_pylist(), dtype=object)
+            for name in table.column_names
+            if name.startswith(SUBGROUP)
+        },
+        validation=held and Validation(np.array(held["y"], np.int64), np.array(held["score"], np.float64)),
     )

@@ -17,6 +17,7 @@ from mmkd.evaluate.drawing import rendered
 from mmkd.evaluate.figures import FIGURES
 from mmkd.evaluate.folder import By, Question, ResultFolder
 from mmkd.evaluate.statistics import p_text
+from mmkd.evaluate.subgroups import subgroup_table
 from mmkd.evaluate.table import build_table
 
 
@@ -57,7 +58,7 @@ def write_page(target: Path, template: str, **values: Any) -> None:
 
 def _section(folder: ResultFolder, question: Question, model: str) -> dict[str, Any]:
     table = build_table(folder, question)
-    scoring, metric = folder.scoring(question)
+    others = [one for one in folder.metrics(question) if one != table.metric]
     comparison = None
     if len(folder.plan.models) > 1:
         # With different samples a table is possible, a paired comparison is not.
@@ -77,7 +78,11 @@ def _section(folder: ResultFolder, question: Question, model: str) -> dict[str, 
         "name": " ".join(part for part in (question.task, question.head or "", share) if part),
         "question": question,
         "table": table,
-        "further": [build_table(folder, replace(question, metric=one)) for one in scoring.metrics if one != metric],
+        "subgroups": [
+            subgroup_table(folder, question, column, [model])
+            for column in dict.fromkeys(name for spec in folder.datasets(question) for name in spec.measures.subgroups)
+        ],
+        "further": [build_table(folder, replace(question, metric=one)) for one in others],
         "comparison": comparison,
         "pictures": pictures,
     }

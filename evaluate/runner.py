@@ -27,6 +27,7 @@ from mmkd.evaluate.plan import Loaded, Plan, make_plan, plan_path
 from mmkd.evaluate.predictions import Predictions, encode_predictions
 from mmkd.evaluate.results import ResultRow, append_results, code_digest, failure, read_results
 from mmkd.evaluate.statistics import resampled
+from mmkd.evaluate.strata import small_subgroups
 from mmkd.evaluate.suite import Suite
 from mmkd.evaluate.task import Unit
 from mmkd.evaluate.tasks import TASKS
@@ -245,7 +246,8 @@ def _predict(loaded: Loaded, planned: Unit) -> Predictions:
     predictions = TASKS[planned.task].predict(planned.variant, data, features)
     if not predictions.available.any():
         raise MmkdError(f"{planned.model} has features for none of the {len(predictions)} test samples")
-    return predictions
+    warned = [*predictions.info.get("warnings", ()), *small_subgroups(predictions)]
+    return replace(predictions, info=predictions.info | {"warnings": warned}) if warned else predictions
 
 
 def _score(loaded: Loaded, planned: Unit, predictions: Predictions, seconds: float) -> list[ResultRow]:

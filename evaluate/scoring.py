@@ -36,6 +36,13 @@ class Scoring:
     """For a metric of some of the rows: which, bool (n,)."""
     contrasts: Callable[[Predictions], Sequence[Contrast]] = lambda _: ()
     """Contrasts that every metric but `proportions` is a mean over: an interval needs groups on both sides of them."""
+    own_contrasts: Mapping[str, Callable[[Predictions], Sequence[Contrast]]] = field(default_factory=dict)
+    """Contrasts of single metrics, in place of these."""
+    undefined: Mapping[str, str] = field(default_factory=dict)
+    """What a metric needs to have a value."""
+    centered: frozenset[str] = frozenset()
+    """Metrics that chance enlarges (distances, the largest of several): resamples, which add chance to chance, are
+    moved so that their mean is the value."""
 
 
 def class_contrasts(found: Predictions) -> list[Contrast]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
 from mmkd.base.errors import UserError
+from mmkd.evaluate.dataset import DatasetRows, Split
 from mmkd.evaluate.features import Bags
 from mmkd.evaluate.metrics import Floats, mean_of_defined
 from mmkd.evaluate.predictions import Predictions
@@ -54,6 +56,22 @@ def hold_out(y: NDArray[np.int64], group: NDArray[np.object_], seed: int) -> NDA
 
 def shared_groups(one: NDArray[np.object_], other: NDArray[np.object_]) -> list[str]:
     return sorted(set(one.tolist()) & set(other.tolist()))
+
+
+def probe_splits(data: DatasetRows) -> tuple[Split, ...]:
+    return ("train", "val", "test") if data.spec.rows.val is not None else ("train", "test")
+
+
+def group_leaks(data: DatasetRows, splits: tuple[Split, ...]) -> list[str]:
+    """Report groups that are in two of these splits: such a score would measure memory."""
+    found, what = [], data.spec.group or "key"
+    for one, other in itertools.combinations((name for name in splits if name in data.splits), 2):
+        if shared := shared_groups(data.groups(data.splits[one]), data.groups(data.splits[other])):
+            found.append(
+                f"{data.spec.dataset}: {len(shared)} values of {what} stand in both {one} and {other}, "
+                f"for example {shared[0]!r}; divide the splits by {what}"
+            )
+    return found
 
 
 @dataclass(frozen=True)

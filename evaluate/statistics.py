@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -78,7 +78,7 @@ def resampled(
     *,
     bootstrap: BootstrapSettings,
     name: str,
-    parts: dict[str, NDArray[np.bool_]],
+    parts: Mapping[str, NDArray[np.bool_]],
 ) -> dict[tuple[str, str], Replicates]:
     """Score the available rows of each part, bool (n,), by several metrics of `scoring`, by (part, metric). Resamples,
     seeded by `name` too, are drawn over all n rows and then cut to those that count: models, metrics and parts share
@@ -97,17 +97,21 @@ def resampled(
         value = float(scoring.metrics[metric](rows, np.ones((1, len(rows))))[0])
         used = scoring.rows[metric](rows) if metric in scoring.rows else np.ones(len(rows), dtype=bool)
         groups, is_mean = len(set(rows.group[used].tolist())), metric in scoring.proportions
-        undefined = rows.info.get("undefined", {}).get(metric, "has no value on these labels")
+        needs = scoring.undefined.get(metric, "has no value on these labels")
+        undefined = rows.info.get("undefined", {}).get(metric, needs)
+        drawn, contrasts = np.concatenate(blocks), scoring.own_contrasts.get(metric, scoring.contrasts)
+        if metric in scoring.centered and np.isfinite(drawn).any():
+            drawn = np.maximum(drawn - np.nanmean(drawn) + value, 0.0)
         found[part, metric] = Replicates(
             value=value,
-            draws=np.concatenate(blocks),
+            draws=drawn,
             n=int(used.sum()),
             groups=groups,
             missing=int((parts[part] & ~predictions.available).sum()),
             limits=(-math.inf, math.inf) if metric in scoring.not_shares else (0.0, 1.0),
             trials=groups if is_mean else 0,
             reason=undefined if math.isnan(value) else "",
-            contrast=None if is_mean else rarer_groups(rows.group, scoring.contrasts(rows)),
+            contrast=None if is_mean else rarer_groups(rows.group, contrasts(rows)),
         )
     return found
 

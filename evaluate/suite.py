@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from mmkd.base.config import SUITES, Frozen, filled, read_mapping, user_roots, validated
+from mmkd.base.config import SUITES, Frozen, filled, merged, read_mapping, user_roots, validated
 from mmkd.base.errors import ConfigError
 from mmkd.evaluate.dataset_spec import DatasetSpec, folder_name
 from mmkd.evaluate.resampling import BootstrapSettings
@@ -34,13 +34,13 @@ class Suite(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _share_with_datasets(cls, raw: Any) -> Any:
-        """Give the suite's `store` and `settings` to every data set, whose own come first."""
+        """Give the suite's `store`, `settings` and `measures` to every data set, whose own come first."""
         if not isinstance(raw, Mapping):
             return raw
-        shared = {key: raw[key] for key in ("store", "settings") if key in raw}
+        shared = {key: raw[key] for key in ("store", "settings", "measures") if key in raw}
         own = {key: value for key, value in raw.items() if key not in shared}
         if isinstance(datasets := own.get("datasets"), list | tuple):
-            own["datasets"] = [_merged(shared, item) if isinstance(item, Mapping) else item for item in datasets]
+            own["datasets"] = [merged(shared, item) if isinstance(item, Mapping) else item for item in datasets]
         return own
 
     @field_validator("ensembles")
@@ -152,13 +152,3 @@ def _dataset_entries(source: Path, item: object, roots: dict[str, str]) -> list[
 
 def _beside(source: Path, path: str) -> str:
     return path if "://" in path else str((source.parent / Path(path).expanduser()).resolve())
-
-
-def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """`own` over `shared`, down into nested mappings."""
-    merged = dict(shared)
-    for key, value in own.items():
-        below = merged.get(key)
-        nested = isinstance(below, Mapping) and isinstance(value, Mapping)
-        merged[key] = _merged(below, value) if nested else value  # type: ignore[arg-type]
-    return merged

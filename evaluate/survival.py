@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections import Counter
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,10 +18,13 @@ from mmkd.evaluate.dataset_spec import DatasetSpec, RowFilter, Section, check_si
 from mmkd.evaluate.features import BagFeatures, Bags, Features, make_bags
 from mmkd.evaluate.heads.coxnet import Cohort, CoxnetSettings, fit_coxnet
 from mmkd.evaluate.heads.settings import MilSettings, Trained, budget_warnings
+from mmkd.evaluate.measured import alive_at
 from mmkd.evaluate.metrics import Floats, concordance
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.scoring import Scoring
 from mmkd.evaluate.splits import Round, answers, folded_resamples, folds_of, mean_over_folds, rounds
+from mmkd.evaluate.strata import subgroups_of
+from mmkd.evaluate.survival_scores import breslow, interpolated
 from mmkd.evaluate.task import Task, TaskSettings, Variant
 from mmkd.store.layout import Tower
 
@@ -72,6 +76,7 @@ class Survival(Task[SurvivalSettings]):
 
     name = "survival"
     version = 2
+    answers = "survival"
     settings = SurvivalSettings
     section = SurvivalColumns
 
@@ -117,19 +122,24 @@ class Survival(Task[SurvivalSettings]):
         means, there = known.means()
         cohort = Cohort(means, time, event, group)
         chosen: list[dict[str, Any]] = []
+        asked = data.spec.measures.survival
+        times = asked.times if asked is not None else ()
 
         def risk_of(one: Round) -> Floats:
+            """Risk of the round's test patients and their chances to live beyond `times`, float64 (m, 1 + T)."""
             if variant.head == "coxnet":
                 model = fit_coxnet(cohort.take(one.seen), settings.coxnet, variant.seed)
                 coefficients = int((model.coefficients != 0).sum())
                 chosen.append({"alpha": model.alpha, "coefficients": coefficients, "converged": model.converged})
-                return model.risk(cohort.x[one.test])[:, None]
-            risk, trained = _network_risk(known, cohort, one, settings=settings, variant=variant)
-            chosen.append(trained._asdict())
-            return risk[:, None]
+                risk, seen = model.risk(cohort.x[one.test]), model.risk(cohort.x[one.seen])
+                alive = breslow(seen, time[one.seen], event[one.seen], risk, times)
+            else:
+                risk, alive, trained = _network(known, cohort, one, settings=settings, variant=variant, times=times)
+                chosen.append(trained._asdict())
+            return np.column_stack([risk, alive])
 
-        risk = answers(len(bags), 1, rounds(fold, there, even, group, variant.seed), risk_of)
-        score = np.where(there[:, None], np.column_stack([risk, time, event]), np.nan)
+        risk = answers(len(bags), 1 + len(times), rounds(fold, there, even, group, variant.seed), risk_of)
+        score = np.where(there[:, None], np.column_stack([risk[:, 0], time, event, risk[:, 1:]]), np.nan)
         late = sum(not one.get("converged", True) for one in chosen)
         doubts = [f"{late} of {len(chosen)} Cox regressions did not converge"] if late else []
         doubts += budget_warnings([Trained(**one) for one in chosen if "epoch" in one])
@@ -140,7 +150,7 @@ class Survival(Task[SurvivalSettings]):
             y=None,
             score=score,
             available=there,
-            columns=COLUMNS,
+            columns=(*COLUMNS, *map(alive_at, times)),
             info={
                 "events": int(event.sum()),
                 "fold_sizes": np.bincount(fold).tolist(),
@@ -150,6 +160,7 @@ class Survival(Task[SurvivalSettings]):
                 "warnings": doubts,
             },
             fold=fold,
+            subgroups=subgroups_of(data, bags.column),
         )
 
 
@@ -185,19 +196,36 @@ def _patients(data: DatasetRows) -> Bags:
     return make_bags(data, data.split("test"), data.spec.group or data.spec.bag)
 
 
-def _network_risk(
-    known: BagFeatures, cohort: Cohort, one: Round, *, settings: SurvivalSettings, variant: Variant
-) -> tuple[Floats, Trained]:
-    """Risk of the round's test patients by attention over their patches, float64 (m,)."""
+def _network(
+    known: BagFeatures,
+    cohort: Cohort,
+    one: Round,
+    *,
+    settings: SurvivalSettings,
+    variant: Variant,
+    times: tuple[float, ...],
+) -> tuple[Floats, Floats, Trained]:
+    """Risk of the round's test patients by attention over their patches, float64 (m,), and their chances to live beyond
+    `times`, float64 (m, T)."""
     from mmkd.evaluate.heads.abmil import fit_predict  # noqa: PLC0415 (torch, for those who ask for it)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torchsurv uses torch.jit, which torch deprecates
-        from mmkd.evaluate.heads.survival_losses import cox_task, hazard_task, risk_of_hazards  # noqa: PLC0415
+        from mmkd.evaluate.heads.survival_losses import (  # noqa: PLC0415
+            cox_task,
+            hazard_task,
+            risk_of_hazards,
+            time_bins,
+        )
 
+    time, event = cohort.time[one.seen], cohort.event[one.seen]
     if variant.head == "abmil_cox":
+        everyone = replace(one, test=np.concatenate([one.test, one.seen]))
         task = cox_task(cohort.time, cohort.event)
-    else:
-        task = hazard_task(cohort.time, cohort.event, one.seen, settings.bins)
+        outputs, trained = fit_predict(known, task, everyone, settings=settings.mil, seed=variant.seed)
+        risk, seen = np.split(outputs[:, 0], [len(one.test)])
+        return risk, breslow(seen, time, event, risk, times), trained
+    task = hazard_task(cohort.time, cohort.event, one.seen, settings.bins)
     outputs, trained = fit_predict(known, task, one, settings=settings.mil, seed=variant.seed)
-    return outputs[:, 0] if variant.head == "abmil_cox" else risk_of_hazards(outputs), trained
+    knots = np.concatenate([[0.0], time_bins(time, event, settings.bins), [time.max()]])
+    return risk_of_hazards(outputs), interpolated(outputs, knots, times), trained

@@ -151,7 +151,9 @@ class ResultTable:
         if math.isnan(cell.value):
             return "-", ""
         value, low, high = (one * self.scale for one in (cell.value, cell.low, cell.high))
-        return f"{value:.1f}{'*' if cell.starred else ''}", "" if math.isnan(low) else f"[{low:.1f}, {high:.1f}]"
+        digits = 1 if self.percent else 2
+        interval = "" if math.isnan(low) else f"[{low:.{digits}f}, {high:.{digits}f}]"
+        return f"{value:.{digits}f}{'*' if cell.starred else ''}", interval
 
     def _texts(self, row: str, bold: str) -> list[str]:
         texts = {column: " ".join(self.shown(row, column)).strip() for column in self.columns}
@@ -174,12 +176,13 @@ def result_table(
 
 
 def build_table(folder: ResultFolder, question: Question) -> ResultTable:
+    question = folder.asked(question)
     scoring, metric = folder.scoring(question)
-    suite = folder.plan.suite
+    suite, scored, every = folder.plan.suite, folder.datasets(question), folder.datasets(replace(question, metric=None))
     parts: dict[str, dict[str, Parts]] = {model: {} for model in folder.plan.models}
     warnings: list[str] = []
     unlike: set[tuple[str, str]] = set()
-    for spec in folder.datasets(question):
+    for spec in scored:
         unlike |= _gather(folder, question, spec, parts, warnings)
     columns = tuple(next(iter(parts.values())))
     mean = mean_name(columns) if len(columns) > 1 else ""
@@ -201,6 +204,7 @@ def build_table(folder: ResultFolder, question: Question) -> ResultTable:
         f"{suite.bootstrap.level:.0%} intervals from {suite.bootstrap.n} resamples",
         f"suite {suite.suite} version {suite.version}",
         f"{len(extracted)} of its {len(wanted)} data sets with this task" if len(extracted) < len(wanted) else "",
+        f"{len(scored)} of {len(every)} data sets have this metric" if len(scored) < len(every) else "",
     ]
     return ResultTable(
         title="; ".join(filter(None, title)),

@@ -15,9 +15,11 @@ from mmkd.base.errors import ConfigError
 from mmkd.evaluate.dataset import DatasetRows
 from mmkd.evaluate.dataset_spec import DatasetSpec, Section
 from mmkd.evaluate.features import Features
+from mmkd.evaluate.measured import Answers, with_measures
 from mmkd.evaluate.metrics import Floats
-from mmkd.evaluate.predictions import Predictions
+from mmkd.evaluate.predictions import Predictions, Validation
 from mmkd.evaluate.scoring import Scoring
+from mmkd.evaluate.strata import subgroups_of
 from mmkd.store.layout import Tower
 
 
@@ -84,6 +86,8 @@ class Task(ABC, Generic[Own]):
     """Raise it when the same inputs give other predictions: stored results are then computed again."""
     settings: type[Own]
     """Model of its settings; every field has a default."""
+    answers: ClassVar[Answers] = ""
+    """What its scores are, for the measures that a suite asks for."""
     section: ClassVar[type[Section] | None] = None
     """Model of the part of a description that only this task reads; the key is the task's name."""
 
@@ -96,6 +100,10 @@ class Task(ABC, Generic[Own]):
         """Yield what the description lacks for this task, without reading the store."""
         if self.section is not None and getattr(spec, self.name) is None:
             yield f"{self.name} needs `{self.name}`, the columns that it reads"
+
+    def validates(self, spec: DatasetSpec) -> bool:
+        """Whether predictions bring along probabilities of validation rows that nothing was fitted on."""
+        return False
 
     def towers(self, spec: DatasetSpec) -> tuple[Tower, ...]:
         """Towers of the splits' rows that the task reads; prompts and candidates are texts in any case."""
@@ -110,15 +118,15 @@ class Task(ABC, Generic[Own]):
         """Metrics, resampling and the default of the primary metric."""
 
     def scoring(self, spec: DatasetSpec) -> Scoring:
-        """Return the standard scoring with the primary metric of the settings. Raises ConfigError if there is no such
-        metric."""
-        scoring, primary = self.standard_scoring(spec), self.own(spec).primary
-        if primary is None:
-            return scoring
-        if primary not in scoring.metrics:
+        """Return the standard scoring with the measures of the data set and the primary metric of the settings. Raises
+        ConfigError if there is no such metric."""
+        standard, primary = self.standard_scoring(spec), self.own(spec).primary
+        chosen = replace(standard, primary=primary if primary in standard.metrics else standard.primary)
+        scoring = with_measures(chosen, spec, self.answers, validated=self.validates(spec))
+        if primary is not None and primary not in scoring.metrics:
             known = ", ".join(scoring.metrics)
             raise ConfigError(f"protocol {scoring.protocol} has no metric {primary!r}; it has {known}")
-        return replace(scoring, primary=primary)
+        return replace(scoring, primary=primary or scoring.primary)
 
     def problems(self, data: DatasetRows) -> list[str]:
         """Reasons why the task cannot run on this data set, features aside. Raises UserError for one that ends the
@@ -149,6 +157,7 @@ def answers_of_test(
     *,
     info: dict[str, Any],
     labeled: bool = False,
+    validation: Validation | None = None,
 ) -> Predictions:
     """Return predictions for all test rows: score float64 (n, len(columns)), available bool (n,)."""
     test = data.split("test")
@@ -161,4 +170,6 @@ def answers_of_test(
         available=available,
         columns=columns,
         info=info,
+        subgroups=subgroups_of(data, test.column),
+        validation=validation,
     )

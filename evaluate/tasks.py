@@ -10,15 +10,18 @@ from pydantic import create_model, field_validator, model_validator
 
 from mmkd.base.config import Frozen
 from mmkd.evaluate.dataset_spec import DatasetSpec, Section
+from mmkd.evaluate.measured import measure_needs
 from mmkd.evaluate.task import Task
 
 CLASSES: Final = (
     "mmkd.evaluate.zero_shot:ZeroShot",
     "mmkd.evaluate.linear_probe:LinearProbe",
+    "mmkd.evaluate.few_shot:FewShot",
     "mmkd.evaluate.multilabel:MultilabelZeroShot",
     "mmkd.evaluate.multilabel:MultilabelProbe",
     "mmkd.evaluate.retrieval:Retrieval",
     "mmkd.evaluate.vqa:Vqa",
+    "mmkd.evaluate.multiple_choice:MultipleChoice",
     "mmkd.evaluate.survival:Survival",
     "mmkd.evaluate.diagnosis:Diagnosis",
 )
@@ -51,6 +54,9 @@ class _CheckedDataset(DatasetSpec):
         for task in self.tasks:
             for need in TASKS[task].needs(self):
                 raise ValueError(f"{self.dataset}: {need}")
+        calibrated = [TASKS[task].validates(self) for task in self.tasks if TASKS[task].answers == "classes"]
+        for need in measure_needs(self, calibrated):
+            raise ValueError(f"{self.dataset}: {need}")
         return self
 
 

@@ -11,12 +11,13 @@ from pydantic import Field
 from scipy.special import softmax
 
 from mmkd.evaluate import official
-from mmkd.evaluate.dataset import DatasetRows
+from mmkd.evaluate.dataset import DatasetRows, Split
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.metrics import Floats
-from mmkd.evaluate.predictions import Predictions, choices_digest
+from mmkd.evaluate.predictions import Predictions, Validation, choices_digest
 from mmkd.evaluate.scoring import STANDARD, Scoring
+from mmkd.evaluate.splits import group_leaks
 from mmkd.evaluate.task import Task, TaskSettings, Variant, answers_of_test, without_features
 from mmkd.store import UserError
 
@@ -36,6 +37,7 @@ class ZeroShot(Task[ZeroShotSettings]):
 
     name = "zero_shot"
     version = 2
+    answers = "classes"
     settings = ZeroShotSettings
 
     def needs(self, spec: DatasetSpec) -> Iterator[str]:
@@ -46,11 +48,15 @@ class ZeroShot(Task[ZeroShotSettings]):
         if self.own(spec).protocol == "mmkd_official" and spec.classes is None:
             yield "protocol mmkd_official needs `classes`: their order decides the F1"
 
+    def validates(self, spec: DatasetSpec) -> bool:
+        return spec.measures.calibrates and spec.rows.val is not None
+
     def standard_scoring(self, spec: DatasetSpec) -> Scoring:
         return official.SCORING if self.own(spec).protocol == "mmkd_official" else STANDARD
 
     def problems(self, data: DatasetRows) -> list[str]:
-        return data.class_problems(("test",), prompts=True)
+        leaks = group_leaks(data, ("val", "test")) if self.validates(data.spec) else []
+        return data.class_problems(("test",), prompts=True) + leaks
 
     def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
         """Return class probabilities, float64 (n, C), of every test image."""
@@ -58,17 +64,37 @@ class ZeroShot(Task[ZeroShotSettings]):
         # The released code takes its softmax in float32, which ties cosines that nearly agree.
         released = settings.protocol == "mmkd_official"
         scale, kind = (official.TEMPERATURE, np.float32) if released else (settings.temperature, np.float64)
-        members = [class_cosines(data, member) for member in features.each_member()]
-        score = np.mean([softmax((cosines * scale).astype(kind), axis=1) for cosines, _ in members], axis=0)
-        available = np.logical_and.reduce([there for _, there in members])
-        score[~available] = np.nan
+
+        def probabilities(split: Split) -> tuple[Floats, NDArray[np.bool_]]:
+            members = [class_cosines(data, member, split=split) for member in features.each_member()]
+            score = np.mean([softmax((cosines * scale).astype(kind), axis=1) for cosines, _ in members], axis=0)
+            available = np.logical_and.reduce([there for _, there in members])
+            score[~available] = np.nan
+            return score.astype(np.float64), available
+
+        score, available = probabilities("test")
         info = {
             "temperature": scale,
             "protocol": settings.protocol,
             "prompts": np.bincount(data.prompt_labels(), minlength=len(data.classes)).tolist(),
             **prompt_facts(data, features),
         }
-        return answers_of_test(data, score.astype(np.float64), available, data.classes, info=info, labeled=True)
+        held = None
+        if self.validates(data.spec):
+            held = validation(data, *probabilities("val"), info)
+        return answers_of_test(data, score, available, data.classes, info=info, labeled=True, validation=held)
+
+
+def validation(data: DatasetRows, score: Floats, there: NDArray[np.bool_], info: dict[str, Any]) -> Validation:
+    """Return probabilities, float64 (m, C), of the validation rows that are `there`, with a warning of the others in
+    `info`. Raises UserError for groups in two splits, or a split without features."""
+    samples = data.split("val")
+    for leak in group_leaks(data, ("val", "test")):
+        raise UserError(leak)
+    if not there.any():
+        raise UserError(f"none of the {len(samples)} val rows has features to choose a temperature or sets on")
+    info["warnings"] = info["warnings"] + without_features(int(there.sum()), len(samples), "val rows")
+    return Validation(data.labels(samples)[there], score[there])
 
 
 def prompt_facts(data: DatasetRows, features: Features) -> dict[str, Any]:
@@ -90,12 +116,14 @@ def class_vectors(texts: NDArray[np.float32], labels: NDArray[np.int64], classes
     return np.asarray(sums / np.linalg.norm(sums, axis=1, keepdims=True), dtype=np.float32)
 
 
-def class_cosines(data: DatasetRows, model: Features, negative: bool = False) -> tuple[Floats, NDArray[np.bool_]]:
-    """Return cosines of test images and the class vectors of one encoder, float64 (n, C), NaN for images without
+def class_cosines(
+    data: DatasetRows, model: Features, negative: bool = False, split: Split = "test"
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """Return cosines of a split's images and the class vectors of one encoder, float64 (n, C), NaN for images without
     features; and which images have them, bool (n,). Raises UserError if a class has no prompt with features."""
     prompts = data.negatives if negative else data.prompts
     assert prompts is not None, "the suite requires prompts for this task"
-    images, texts = model.images(data.split("test").rows), model.texts(prompts.rows)
+    images, texts = model.images(data.split(split).rows), model.texts(prompts.rows)
     labels = data.prompt_labels(negative)[texts.available]
     for i, name in enumerate(data.classes):
         if i not in labels:

@@ -124,6 +124,14 @@ def default_workers(cluster: ClusterConfig) -> int:
     return (len(gpus()) or usable_cores()) if cluster.scheduler == LOCAL else 1
 
 
+def workers_beside(cluster: ClusterConfig) -> int:
+    """Return worker processes that share the cores which each of them sees, as far as this configuration says."""
+    if cluster.scheduler == LOCAL:
+        return cluster.workers or default_workers(cluster)
+    processes = cluster.batch_keywords().get("processes")
+    return processes if isinstance(processes, int) and processes > 0 else 1
+
+
 def gpus() -> list[str]:
     """Return this machine's GPUs as CUDA_VISIBLE_DEVICES names them, without waking a device."""
     count = torch.cuda.device_count()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ import yaml
 from pydantic import Field, JsonValue, PositiveFloat, PositiveInt, field_validator
 
 from mmkd.base.config import Frozen, read_mapping, validated
-from mmkd.base.errors import ConfigError
+from mmkd.base.errors import ConfigError, did_you_mean
 from mmkd.base.install import install_command
 
 DASK_PLACES = "the YAML files in $DASK_CONFIG or ~/.config/dask, or the variables DASK_..."
@@ -42,13 +41,14 @@ class TlsFiles(Frozen):
 class WorkerConfig(Frozen):
     """Worker process settings. On a CPU only `channels_last` and `compile` can change last bits."""
 
-    decode_threads: PositiveInt = 2
-    """Threads that decode images in each worker."""
-    read_threads: PositiveInt = 4
-    """Threads that read encoded images, ahead of the decoders."""
+    decode_threads: PositiveInt | None = None
+    """Threads that decode images in each worker, for all its shards in hand. Empty: the cores that a worker may use,
+    divided by the workers that share them."""
+    read_threads: PositiveInt | None = None
+    """Threads that read encoded images, ahead of the decoders. Empty: two for each that decodes, 4 to 32."""
     batch_rows: PositiveInt | None = None
     """Rows handed to a teacher at once; halved permanently in a worker whose device runs out of memory. Empty: 32 on a
-    CPU, 256 on a GPU."""
+    CPU; on a GPU what a short search finds, see `mmkd.extract.batch_search`."""
     shards_at_once: PositiveInt | None = None
     """Shards in hand in each local worker process; one writes and tokenizes while the other has the device.
     Empty: 1 on a CPU, 2 on a GPU. On a cluster the threads of its workers decide."""
@@ -82,8 +82,7 @@ class ClusterConfig(Frozen):
     @classmethod
     def _scheduler_is_known(cls, scheduler: str) -> str:
         if scheduler != LOCAL and scheduler not in BATCH_SYSTEMS and "://" not in scheduler:
-            near = difflib.get_close_matches(scheduler, (LOCAL, *BATCH_SYSTEMS), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "an address looks like tcp://HOST:8786"
+            hint = did_you_mean(scheduler, (LOCAL, *BATCH_SYSTEMS), "an address looks like tcp://HOST:8786")
             raise ValueError(f"{scheduler!r} is not local, slurm, pbs, sge, an address or a YAML file; {hint}")
         return scheduler
 
@@ -212,5 +211,5 @@ def _canonical(name: object) -> str:
 
 def _suggestion(name: str, known: Iterable[str]) -> str:
     names = sorted(map(str, known))
-    near = difflib.get_close_matches(name, names, n=1) or difflib.get_close_matches(name.replace("_", "-"), names, n=1)
-    return f"unknown key; did you mean {near[0]!r}?" if near else f"unknown key; known keys: {', '.join(names)}"
+    dashed = did_you_mean(name.replace("_", "-"), names, f"known keys: {', '.join(names)}")
+    return f"unknown key; {did_you_mean(name, names, dashed)}"

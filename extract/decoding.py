@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mmkd.base.images.decoding import decode
 from mmkd.base.images.pixels import ASSUMED
 from mmkd.base.images.source import ImageError, ImageSource
-from mmkd.extract.teachers.geometry import Geometry, pixel_transform
+from mmkd.extract.teachers.geometry import Geometry, pixels_of
 from mmkd.store.inputs import encode_input
 
 # Windows of encoded bytes, and of pixels, that may wait: each stage keeps ahead of the next; memory is these times one.
@@ -65,10 +65,9 @@ def decode_image(
     if isinstance(encoded, str):
         return DecodedImage(reason=encoded, read_seconds=read_seconds)
     started, digest = time.perf_counter(), hashlib.sha256(encoded).hexdigest()
-    transforms = {geometry: pixel_transform(geometry) for geometry in geometries}
     try:
         picture = decode(encoded)
-        pixels = {geometry: transform(picture) for geometry, transform in transforms.items()}
+        pixels = pixels_of(picture, geometries)
         jpeg = encode_input(picture, keep) if keep is not None else None
     except Exception as error:  # noqa: BLE001 - see `_reason`
         return DecodedImage(reason=_reason(error), image_sha256=digest, read_seconds=read_seconds)
@@ -91,35 +90,49 @@ def _reason(error: Exception) -> str:
     return f"image: {error}" if isinstance(error, ImageError) else f"image: cannot be used ({type(error).__name__})"
 
 
+class Threads:
+    """Threads of a process that read and decode images, shared by the shards in hand; `read` and `decode` of them."""
+
+    def __init__(self, decode: int = 2, read: int = 4) -> None:
+        self.decode, self.read = decode, read
+        self.readers = ThreadPoolExecutor(read, thread_name_prefix="mmkd-read")
+        self.decoders = ThreadPoolExecutor(decode, thread_name_prefix="mmkd-decode")
+
+    def close(self) -> None:
+        """End them; what was not begun is not done."""
+        for pool in (self.readers, self.decoders):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
 def decode_windows(
     sources: Sequence[ImageSource],
     geometries: Sequence[Geometry],
     window: int,
-    read_threads: int,
-    decode_threads: int,
+    threads: Threads,
     keep: int | None = None,
 ) -> Iterator[list[DecodedImage]]:
-    """Yield the images in order, `window` of them at a time, whatever the number of threads. Some read, others decode
-    (Pillow releases the interpreter lock), and the caller uses the window before."""
-    with (
-        ThreadPoolExecutor(read_threads, thread_name_prefix="mmkd-read") as readers,
-        ThreadPoolExecutor(decode_threads, thread_name_prefix="mmkd-decode") as decoders,
-    ):
+    """Return the images in order, `window` of them at a time, whatever the number of threads. Some read, others decode
+    (Pillow releases the interpreter lock), from this call on, while the caller uses the windows before."""
 
-        def decode_read(encoded: Future[tuple[bytes | str, float]]) -> DecodedImage:
-            return decode_image(*encoded.result(), geometries, keep)
+    def decode_read(encoded: Future[tuple[bytes | str, float]]) -> DecodedImage:
+        return decode_image(*encoded.result(), geometries, keep)
 
-        windows = (sources[start : start + window] for start in range(0, len(sources), window))
-        read = _ahead(([readers.submit(read_image, source) for source in wanted] for wanted in windows), _WINDOWS_READ)
-        decoded = ([decoders.submit(decode_read, one) for one in encoded] for encoded in read)
-        for ready in _ahead(decoded, _WINDOWS_DECODED):
-            yield [future.result() for future in ready]
+    windows = (sources[start : start + window] for start in range(0, len(sources), window))
+    read = ([threads.readers.submit(read_image, source) for source in wanted] for wanted in windows)
+    decoded = (
+        [threads.decoders.submit(decode_read, one) for one in encoded] for encoded in _ahead(read, _WINDOWS_READ)
+    )
+    return ([future.result() for future in ready] for ready in _ahead(decoded, _WINDOWS_DECODED))
 
 
 def _ahead(windows: Iterator[Window], number: int) -> Iterator[Window]:
-    """Yield the same windows, each started `number` windows ahead."""
+    """Return the same windows, each started `number` windows ahead, the first of them by this call."""
     waiting = deque(islice(windows, number))
-    while waiting:
-        ready = waiting.popleft()
-        waiting.extend(islice(windows, 1))
-        yield ready
+
+    def follow() -> Iterator[Window]:
+        while waiting:
+            ready = waiting.popleft()
+            waiting.extend(islice(windows, 1))
+            yield ready
+
+    return follow()

@@ -3,6 +3,7 @@ shard that kills its workers is done again alone, then set aside."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,10 +12,14 @@ import torch
 from distributed import Client, KilledWorker, WorkerPlugin, as_completed, get_worker
 from distributed.worker import Worker
 
-from mmkd.base.errors import UserError, cause
+from mmkd.base.arithmetic import peak_tflops
+from mmkd.base.errors import DeviceError, UserError, cause
 from mmkd.base.places.remote import StorePath
-from mmkd.base.process import Watch, keep_freed_memory
+from mmkd.base.process import Watch, keep_freed_memory, usable_cores
+from mmkd.extract.batch_search import search_rows
 from mmkd.extract.cluster_config import WorkerConfig
+from mmkd.extract.decoding import Threads
+from mmkd.extract.device import Device, full_device, lost_device, open_device
 from mmkd.extract.encode import Workbench
 from mmkd.extract.forward import BatchSizes
 from mmkd.extract.plan import ShardTask
@@ -35,36 +40,64 @@ class TeachersPlugin(WorkerPlugin):  # type: ignore[misc]  # dask has no type hi
 
     name = PLUGIN_NAME
 
-    def __init__(self, teachers: Sequence[tuple[TeacherSpec, TeacherCard]], settings: WorkerConfig) -> None:
+    def __init__(
+        self,
+        teachers: Sequence[tuple[TeacherSpec, TeacherCard]],
+        settings: WorkerConfig,
+        beside: int = 1,
+        device: Callable[[], Device] = open_device,
+    ) -> None:
+        """`beside`: worker processes that share the cores that each of them sees. `device`: opens a worker's device."""
         self.specs = list(teachers)
-        self.settings = settings
+        self.settings, self.beside, self.device = settings, beside, device
         self.loaded: dict[str, Teacher] = {}
         self.bench: Workbench | None = None
         self.failure: MmkdError | None = None
+        self.peak = 0.0, ""
 
     def setup(self, worker: Worker) -> None:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if device.type == "cpu":
-            # One thread per process: the split of a matrix product over threads can change its last bit,
-            # and processes scale better than threads here anyway.
-            torch.set_num_threads(1)
-            keep_freed_memory()
-        self.bench = Workbench(
-            decode_threads=self.settings.decode_threads,
-            read_threads=self.settings.read_threads,
-            sizes=BatchSizes(self.settings.batch_rows),
-            watch=Watch(self.settings.hang_seconds),
-        )
+        settings = self.settings
         try:
-            self.loaded = {card.slug: load_teacher(spec, card, device) for spec, card in self.specs}
-            for teacher in self.loaded.values():
+            device = self.device()
+            if not device.ahead:
+                # One thread per process: the split of a matrix product over threads can change its last bit,
+                # and processes scale better than threads here anyway.
+                torch.set_num_threads(1)
+                keep_freed_memory()
+            decode = settings.decode_threads or max(1, usable_cores() // self.beside)
+            self.bench = Workbench(
+                threads=Threads(decode, settings.read_threads or min(32, max(4, 2 * decode))),
+                device=device,
+                sizes=BatchSizes(settings.batch_rows or device.start_rows),
+                watch=Watch(settings.hang_seconds),
+            )
+            for spec, card in self.specs:
+                self.loaded[card.slug] = teacher = _load(spec, card, device)
                 if isinstance(teacher, LoadedTeacher):
-                    teacher.tune(channels_last=self.settings.channels_last, compiled=self.settings.compile)
+                    teacher.tune(channels_last=settings.channels_last, compiled=settings.compile)
+                if device.ahead and settings.batch_rows is None:
+                    speed = [settings.channels_last, settings.compile]
+                    self.bench.sizes.found |= search_rows(teacher, device, speed)
+            half = any(isinstance(one, LoadedTeacher) and one.half for one in self.loaded.values())
+            self.peak = peak_tflops(device.name, half)
         except MmkdError as error:
             self.failure = error
 
     def teardown(self, worker: Worker) -> None:
         self.loaded.clear()
+        if self.bench is not None:
+            self.bench.threads.close()
+
+
+def _load(spec: TeacherSpec, card: TeacherCard, device: Device) -> Teacher:
+    try:
+        return load_teacher(spec, card, device.place)
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise full_device(device.place) from error
+        if device.alive():
+            raise
+        raise lost_device(device.place, error) from error
 
 
 def run_task(store: Store, task: ShardTask) -> ShardReport | MmkdError:
@@ -73,7 +106,7 @@ def run_task(store: Store, task: ShardTask) -> ShardReport | MmkdError:
     worker = get_worker()
     plugin: TeachersPlugin = worker.plugins[PLUGIN_NAME]
     if plugin.failure is not None:
-        return plugin.failure
+        return _refused(worker, plugin.failure)
     assert plugin.bench is not None
     bench = replace(plugin.bench, isolated=task.isolated, keep_inputs=task.inputs)
     try:
@@ -84,8 +117,22 @@ def run_task(store: Store, task: ShardTask) -> ShardReport | MmkdError:
             report = act(store, task.shard, teachers, bench) if wanted else finished_report(store.root, task)
     except MmkdError as error:
         return error
-    report.worker = str(worker.name)
+    except RuntimeError as error:
+        if bench.device.alive():
+            raise
+        plugin.failure = lost_device(bench.device.place, error)
+        return _refused(worker, plugin.failure)
+    report.worker, report.peak = str(worker.name), plugin.peak
     return report
+
+
+def _refused(worker: Worker, failure: MmkdError) -> MmkdError:
+    """Return why this worker does no task. One without a device ends for good, so that it gets no more of them."""
+    if isinstance(failure, DeviceError):
+        failure.worker = worker.address
+        # The answer has to be out before.
+        worker.loop.add_callback(worker.loop.call_later, 1.0, partial(worker.close, nanny=True, reason="no-device"))
+    return failure
 
 
 def finished_report(root: StorePath, task: ShardTask) -> ShardReport:
@@ -123,19 +170,28 @@ def gather(
     """Do the tasks and yield the outcome of each as it finishes. Dask blames a dead worker for all its tasks: those
     blamed too often are done again at the end, one at a time, so that each is blamed for itself alone. Raises UserError
     if the scheduler went away, MmkdError for a fault that the user can correct, such as a full disk."""
-    blamed = []
-    for task, outcome in _outcomes(client, store, tasks):
-        if isinstance(outcome, KilledWorker):
-            say(
-                f"shard {task.shard} was in hand when its workers died: once more at the end, by itself, "
-                "each image decoded in a process of its own"
-            )
-            blamed.append(replace(task, isolated=True))
-        else:
-            yield _result(task, outcome)
-    for isolated in blamed:
-        for task, outcome in _outcomes(client, store, [isolated]):
-            yield _result(task, outcome)
+    rounds: deque[Sequence[ShardTask]] = deque([tasks])
+    refused: set[str] = set()
+    while rounds:
+        again: list[ShardTask] = []
+        for task, outcome in _outcomes(client, store, rounds.popleft()):
+            if isinstance(outcome, KilledWorker) and not task.isolated:
+                say(
+                    f"shard {task.shard} was in hand when its workers died: once more at the end, by itself, "
+                    "each image decoded in a process of its own"
+                )
+                rounds.append([replace(task, isolated=True)])
+            elif isinstance(outcome, DeviceError):
+                if outcome.worker not in refused:
+                    say(f"{outcome}; the other workers do its shards")
+                refused.add(outcome.worker)
+                if set(client.nthreads()) <= refused:
+                    raise outcome
+                again.append(task)
+            else:
+                yield _result(task, outcome)
+        if again:
+            rounds.appendleft(again)
 
 
 def _outcomes(
@@ -152,7 +208,7 @@ def _outcomes(
                 "run the same command again to go on"
             )
         outcome = future.exception() if future.status == "error" else future.result()
-        if isinstance(outcome, MmkdError) and future.status != "error":
+        if isinstance(outcome, MmkdError) and not isinstance(outcome, DeviceError) and future.status != "error":
             raise outcome
         yield by_key[future.key], outcome
         future.release()

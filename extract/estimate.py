@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from mmkd.base.errors import UserError
 from mmkd.base.text import counted, seconds_text
-from mmkd.extract.cluster import dask_client, default_workers, start_workers
+from mmkd.extract.cluster import dask_client, default_workers, start_workers, workers_beside
 from mmkd.extract.config import ExtractConfig
 from mmkd.extract.corpora import Corpus
 from mmkd.extract.corpus_parts import read_overview
@@ -69,7 +69,8 @@ def estimate(config: ExtractConfig, say: Callable[[str], None] = print) -> Estim
     shards = shard_count(rows, per_shard)
     tasks = plan_tasks(shards, cards, ledger)
     packs = shard_count(shards, per_pack) * index_bytes(per_pack)
-    probe = _probe(config, corpus, TeachersPlugin(described, config.cluster.worker), cards)
+    plugin = TeachersPlugin(described, config.cluster.worker, workers_beside(config.cluster))
+    probe = _probe(config, corpus, plugin, cards)
     scale = min(rows, per_shard) / probe.rows
     return Estimate(
         rows=rows,

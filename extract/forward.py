@@ -1,91 +1,155 @@
-"""Inputs through a teacher in batches that fit its device, with results that do not depend on how they were cut.
-
-On a CPU every forward pass has exactly `PASS_ROWS` rows, the last filled up with its own last row: a matrix product may
-round differently for another shape, not for other neighbors in the same shape. On a GPU a batch is one pass.
-"""
+"""Inputs on a device through a teacher, in passes that fit its memory."""
 
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mmkd.extract.teachers.loaded import out_of_memory
+from mmkd.base.errors import UserError
+from mmkd.base.process import Watch
+from mmkd.extract.device import PASS_ROWS, Device, Encode, Pass
+from mmkd.extract.report import Clock, ShardReport
+from mmkd.extract.teachers.loaded import LoadedTeacher, out_of_memory
 from mmkd.extract.teachers.protocol import Teacher
-from mmkd.store.encoding import value_type
 from mmkd.store.layout import Tower
 
 log = logging.getLogger(__name__)
 
-PASS_ROWS = 32
-"""Rows of a forward pass on a CPU, always."""
-
-GPU_ROWS = 256
-"""Rows a batch starts with on a GPU: its products are large enough to fill the device."""
+Values = NDArray[np.floating[Any]]
 
 
 @dataclass
 class BatchSizes:
-    """Rows handed to each teacher at once; one object for a process, shared by its threads. What was too much for the
-    device once is not tried again."""
+    """Rows of each teacher's passes; one object for a process. What was too much once is not tried again."""
 
-    start_rows: int | None = None
-    """Empty: `PASS_ROWS` on a CPU, `GPU_ROWS` on a GPU."""
+    start_rows: int = PASS_ROWS
+    found: dict[tuple[str, Tower], int] = field(default_factory=dict)
+    """By teacher and tower, where a search found better ones."""
     halved: dict[tuple[str, Tower], int] = field(default_factory=dict)
-    """By teacher and tower; only those that did not fit."""
-    device: threading.Lock = field(default_factory=threading.Lock)
-    """Held while a batch is on the device: two shards in hand share it, and never its memory at the same time."""
+    """Those that did not fit."""
 
     def rows(self, teacher: Teacher, tower: Tower) -> int:
-        return self.halved.get((teacher.card.slug, tower), self.window(teacher.device))
+        return self.halved.get((teacher.card.slug, tower), self.window(teacher, tower))
 
-    def window(self, device: torch.device) -> int:
-        """Return rows of a batch before any was too large."""
-        return self.start_rows or (PASS_ROWS if device.type == "cpu" else GPU_ROWS)
+    def window(self, teacher: Teacher, tower: Tower) -> int:
+        """Return rows of a pass before any was too large."""
+        return self.found.get((teacher.card.slug, tower), self.start_rows)
 
 
-def encode(teacher: Teacher, tower: Tower, inputs: torch.Tensor, sizes: BatchSizes) -> NDArray[np.floating[Any]]:
-    """Return features (n, D) in the float type that the encoding keeps. Raises TeacherError if the device has too
-    little memory for a single row. `inputs`: (n, ...) in main memory: uint8 pixels or int64 token ids."""
-    features = np.empty((len(inputs), teacher.card.dim), dtype=value_type(teacher.card.encoding))
-    call = teacher.encode_images if tower == "image" else teacher.encode_texts
+@dataclass(frozen=True)
+class Flight:
+    """A teacher's passes over one window, whose features are not here yet. They are of the rows `places` of `target`,
+    which is (n, D) in the float type that the encoding keeps."""
+
+    teacher: Teacher
+    tower: Tower
+    inputs: torch.Tensor
+    passes: list[Pass]
+    mender: LoadedTeacher | None
+    """Who looks at the features when they are here, where `encode_*` did not."""
+    target: Values
+    places: NDArray[np.int64]
+
+    def collect(self, sizes: BatchSizes) -> float:
+        """Wait, and put the features to their rows. Returns the seconds of the device. Raises TeacherError if it has
+        too little memory for a row in float32."""
+        done = 0
+        for one in self.passes:
+            values = one.wait()
+            span = slice(done, done + len(values))
+            if self.mender is not None:
+                rows = max(1, min(PASS_ROWS, sizes.rows(self.teacher, self.tower) // 2))
+                try:
+                    values = self.mender.mend(self.tower, self.inputs[span], values, rows)
+                except torch.OutOfMemoryError as error:
+                    raise out_of_memory(self.teacher.card.slug, self.teacher.device, self.tower) from error
+            with np.errstate(over="ignore"):
+                self.target[self.places[span]] = values.numpy()
+            done = span.stop
+        return sum(one.seconds() for one in self.passes)
+
+
+def launch(teacher: Teacher, tower: Tower, inputs: torch.Tensor, device: Device, sizes: BatchSizes) -> list[Pass]:
+    """Launch the passes over inputs (n, ...) that are on the device: uint8 pixels or int64 token ids. Raises
+    TeacherError if the device has too little memory for a single row."""
+    encode = encoder(teacher, tower, device)
+    passes: list[Pass] = []
     done = 0
     while done < len(inputs):
         rows = sizes.rows(teacher, tower)
-        batch = inputs[done : done + rows]
         try:
-            with sizes.device, np.errstate(over="ignore"):
-                features[done : done + len(batch)] = _in_passes(call, batch, teacher.device)
-            done += len(batch)
+            passes.append(device.launch(encode, inputs[done : done + rows]))
+            done += rows
             continue
         except torch.OutOfMemoryError:
             pass  # halved outside: the exception holds the frames, and they hold the tensors that did not fit
-        slug, device = teacher.card.slug, teacher.device
+        slug = teacher.card.slug
         if rows == 1:
-            raise out_of_memory(slug, device, tower)
+            raise out_of_memory(slug, teacher.device, tower)
         sizes.halved[slug, tower] = rows // 2
-        log.warning("teacher %r: batches of %d rows (%s) do not fit on %s: halved", slug, rows, tower, device)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-    return features
+        log.warning("teacher %r: batches of %d rows (%s) do not fit on %s: halved", slug, rows, tower, teacher.device)
+        device.release()
+    return passes
 
 
-def _in_passes(
-    call: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor, device: torch.device
-) -> NDArray[np.float32]:
-    if device.type != "cpu":
-        # Pinned memory, so that the copy need not wait for the passes before it.
-        moved = batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
-        return call(moved).float().cpu().numpy()
-    parts = []
-    for start in range(0, len(batch), PASS_ROWS):
-        part = batch[start : start + PASS_ROWS]
-        surplus = part[-1:].expand(PASS_ROWS - len(part), *part.shape[1:])
-        parts.append(call(torch.cat([part, surplus])).float().cpu().numpy()[: len(part)])
-    return np.concatenate(parts)
+def encoder(teacher: Teacher, tower: Tower, device: Device) -> Encode:
+    """Return the function of a teacher that is launched on this device."""
+    if (mender := _mender(teacher, device)) is not None:
+        return partial(mender.launch, tower)
+    return teacher.encode_images if tower == "image" else teacher.encode_texts
+
+
+def _mender(teacher: Teacher, device: Device) -> LoadedTeacher | None:
+    # What a pass gives is looked at when it is collected: looking at once would wait for it.
+    return teacher if device.ahead and isinstance(teacher, LoadedTeacher) else None
+
+
+class Queue:
+    """Windows on the device, the oldest first: at most `Device.ahead` besides the one that is launched."""
+
+    def __init__(self, device: Device, sizes: BatchSizes, watch: Watch, report: ShardReport) -> None:
+        self.device, self.sizes, self.watch, self.report = device, sizes, watch, report
+        self.clock = Clock(report.seconds)
+        self._windows: deque[list[Flight]] = deque([[]])
+
+    def stage(self, rows: Sequence[NDArray[Any]]) -> torch.Tensor:
+        """Return `Device.stage(rows)`, if need be once the device is empty. Raises UserError if that is too little."""
+        for last in (False, True):
+            try:
+                return self.device.stage(rows)
+            except torch.OutOfMemoryError as error:
+                if last:
+                    what = f"{self.device.place} has no memory for {len(rows)} inputs of {rows[0].shape}"
+                    raise UserError(f"{what}; set worker.batch_rows to less than {len(rows)}") from error
+            self.settle()
+            self.device.release()
+        raise AssertionError
+
+    def launch(self, teacher: Teacher, tower: Tower, inputs: torch.Tensor, target: Values, places: Any) -> None:
+        """Launch a teacher's passes over inputs on the device; `target[places]` becomes their features."""
+        with self.clock("device"):
+            passes = launch(teacher, tower, inputs, self.device, self.sizes)
+        self._windows[-1].append(Flight(teacher, tower, inputs, passes, _mender(teacher, self.device), target, places))
+        self.watch.beat()
+
+    def settle(self, left: int = 0) -> None:
+        """End a window: what is launched from here on belongs to the next. Collect the oldest until `left` remain."""
+        self._windows.append([])
+        while len(self._windows) > left + 1:
+            for flight in self._windows.popleft():
+                with self.clock("device"):
+                    seconds = flight.collect(self.sizes)
+                name = f"{flight.tower} {flight.teacher.card.slug}"
+                self.clock.add(name, seconds)
+                if isinstance(flight.teacher, LoadedTeacher):
+                    flops = flight.teacher.flops(flight.tower, flight.inputs)
+                    self.report.flops[name] = self.report.flops.get(name, 0.0) + flops
+                self.watch.beat()

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from mmkd.base.errors import CorpusError, TeacherError, UserError
 from mmkd.extract.corpora import open_corpus
-from mmkd.extract.encode import Workbench, encode_captions, encode_images
-from mmkd.extract.report import Clock, ShardReport
+from mmkd.extract.device import open_device
+from mmkd.extract.encode import Workbench, encode_inputs
+from mmkd.extract.forward import BatchSizes
+from mmkd.extract.report import ShardReport
 from mmkd.extract.shard import caption_fault, image_sources
 from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher
 from mmkd.extract.teachers.published import parse_teacher
@@ -100,12 +101,13 @@ def compare_with_teacher(
     if not len(sound):
         raise UserError(f"{store.root} holds no sound feature of {spec.slug}; run `mmkd extract` first")
     drawn = np.sort(np.random.default_rng(seed).choice(sound, min(rows, len(sound)), replace=False))
-    loaded = load_teacher(spec, card, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    device = open_device()
+    loaded = load_teacher(spec, card, device.place)
     table, root = _inputs(store, drawn, corpus)
     captions = [None if caption_fault(caption) else caption for caption in table["caption"].to_pylist()]
-    bench, clock, teachers = Workbench(), Clock({}), {spec.slug: loaded}
-    facts, images = encode_images(image_sources(table, [True] * len(table), root), teachers, bench, clock)
-    texts = encode_captions(captions, teachers, bench, ShardReport(0, (spec.slug,)), clock)
+    bench, report = Workbench(device=device, sizes=BatchSizes(device.start_rows)), ShardReport(0, (spec.slug,))
+    sources = image_sources(table, [True] * len(table), root)
+    facts, images, texts = encode_inputs(sources, captions, {spec.slug: loaded}, bench, report)
     reasons = [
         "image: none"
         if fact is None

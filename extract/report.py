@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from mmkd.base.arithmetic import arithmetic_text
 from mmkd.base.places.remote import StorePath
 from mmkd.base.text import counted
 from mmkd.extract.corpora import Ignored
@@ -136,7 +137,12 @@ class ShardReport:
     reasons: dict[str, int] = field(default_factory=dict)
     """Failed and partial rows by reason."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """`read`, `decode` (summed over threads), `samples`; by teacher `image SLUG`, `text SLUG`, `write SLUG`."""
+    """`read`, `decode` (summed over threads), `await-read`, `await-decode` (for images of what took longer), `tokens`,
+    `device` (for features), `samples`; by teacher `image SLUG`, `text SLUG` (of the device), `write SLUG`."""
+    flops: dict[str, float] = field(default_factory=dict)
+    """Floating-point operations of `image SLUG` and `text SLUG`, of loaders that count them."""
+    peak: tuple[float, str] = (0.0, "")
+    """TFLOP/s of the worker's device, and where that is known from; 0.0 where it is not."""
     wall_seconds: float = 0.0
     truncated: dict[str, int] = field(default_factory=dict)
     """Captions longer than the teacher's context, by slug."""
@@ -188,6 +194,8 @@ class RunReport:
     reasons: Counter[str] = field(default_factory=Counter)
     seconds: Counter[str] = field(default_factory=Counter)
     """Summed over workers and threads; see `ShardReport.seconds`."""
+    flops: Counter[str] = field(default_factory=Counter)
+    peak: tuple[float, str] = (0.0, "")
     truncated: Counter[str] = field(default_factory=Counter)
     not_finite: Counter[str] = field(default_factory=Counter)
     changed: int = 0
@@ -206,7 +214,8 @@ class RunReport:
         self.failed += shard.failed
         for reason, count in shard.reasons.items():
             self.reasons[_reason_kind(reason)] += count
-        for name in ("status", "seconds", "truncated", "not_finite"):
+        self.peak = max(self.peak, shard.peak)
+        for name in ("status", "seconds", "flops", "truncated", "not_finite"):
             getattr(self, name).update(getattr(shard, name))
         for place, rows in shard.batch_rows.items():
             self.batch_rows[place] = min(rows, self.batch_rows.get(place, rows))
@@ -230,7 +239,32 @@ def summary_lines(report: RunReport) -> Iterator[str]:
     if report.seconds:
         steps = ", ".join(f"{name} {seconds:.1f}" for name, seconds in sorted(report.seconds.items()))
         yield f"seconds, summed over workers: {steps}"
+        yield limit_line(report.seconds)
+    if flops := +report.flops:
+        rate = flops.total() / sum(report.seconds[name] for name in flops)
+        yield f"arithmetic: {arithmetic_text(rate, *report.peak)}"
     for shard, reason in sorted(report.lost.items()):
         yield f"lost: shard {shard}: {reason}"
     if report.lost:
         yield "the other shards are done; run the same command again to try the lost ones once more"
+
+
+_LIMITS = {
+    "reading": "raise worker.read_threads, or use a faster disk, or tars instead of single files",
+    "decoding": "give workers more cores (worker.decode_threads), or store the images smaller",
+    "tokenizing": "raise worker.shards_at_once, so that one shard is tokenized while the other has the device",
+    "forward passes": "use more or faster devices, or half precision (worker.autocast: true)",
+    "writing": "use a faster disk for the store, or raise worker.shards_at_once",
+}
+
+
+def limit_line(seconds: Mapping[str, float]) -> str:
+    """Return what most of the time of `ShardReport.seconds` went to, and what to change."""
+    spent = dict.fromkeys(_LIMITS, 0.0)
+    names = {"await-read": "reading", "await-decode": "decoding", "tokens": "tokenizing", "device": "forward passes"}
+    for name, value in seconds.items():
+        if what := "writing" if name == "samples" or name.startswith("write ") else names.get(name):
+            spent[what] += value
+    worst = max(spent, key=lambda what: spent[what])
+    share = spent[worst] / max(sum(spent.values()), 1e-9)
+    return f"limited by {worst}: {share:.0%} of the time; {_LIMITS[worst]}"

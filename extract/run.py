@@ -19,7 +19,7 @@ from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors, remove_abandoned
 from mmkd.base.lock import only_writer
 from mmkd.base.places.remote import StorePath
 from mmkd.base.text import counted
-from mmkd.extract.cluster import dask_client, start_workers
+from mmkd.extract.cluster import dask_client, start_workers, workers_beside
 from mmkd.extract.config import ExtractConfig
 from mmkd.extract.corpora import Corpus
 from mmkd.extract.corpora.row import IMAGE_FAULT
@@ -74,7 +74,8 @@ def extract(config: ExtractConfig, say: Say = print) -> RunReport:
             say(f"{counted(len(retries), 'shard')} with images that failed, to be tried again")
         if tasks or retries:
             wanted = {slug for task in (*tasks, *retries) for slug in task.teachers}
-            plugin = TeachersPlugin([pair for pair in described if pair[1].slug in wanted], config.cluster.worker)
+            needed = [pair for pair in described if pair[1].slug in wanted]
+            plugin = TeachersPlugin(needed, config.cluster.worker, workers_beside(config.cluster))
             with dask_client(config.cluster) as client:
                 try:
                     say(f"dashboard: {client.dashboard_link}")

@@ -15,7 +15,7 @@ from mmkd.base.images.source import ImageSource
 from mmkd.base.images.uri import image_source
 from mmkd.extract.corpora.row import CAPTION_FAULT, IMAGE_FAULT, INDEX_FAULTS, ONE_SIDED
 from mmkd.extract.decoding import DecodedImage
-from mmkd.extract.encode import Workbench, encode_captions, encode_images
+from mmkd.extract.encode import Workbench, encode_inputs
 from mmkd.extract.report import Clock, ShardReport
 from mmkd.extract.teachers.protocol import Teacher
 from mmkd.store import FeatureStore
@@ -36,11 +36,11 @@ def extract_shard(store: Store, shard: int, teachers: Mapping[str, Teacher], ben
     clock = Clock(report.seconds)
     live = _live_rows(table)
     sources = image_sources(table, live, store.record.image_root(shard * store.record.rows_per_shard))
-    images, image_features = encode_images(sources, teachers, bench, clock)
     captions = [text if row_live else None for text, row_live in zip(table["caption"].to_pylist(), live, strict=True)]
     faults = _caption_faults(table, captions)
     usable = [None if fault else caption for caption, fault in zip(captions, faults, strict=True)]
-    features = {"image": image_features, "text": encode_captions(usable, teachers, bench, report, clock)}
+    images, image_features, text_features = encode_inputs(sources, usable, teachers, bench, report)
+    features = {"image": image_features, "text": text_features}
     final = final_rows(table, live, images, faults)
     report.count(final)
     sound = {"image": _sound(images), "text": np.array([caption is not None for caption in usable], dtype=bool)}
@@ -95,7 +95,7 @@ def retry_shard(store: Store, shard: int, teachers: Mapping[str, Teacher], bench
     some = table.take(pa.array(places))
     live = _live_rows(some)
     sources = image_sources(some, live, store.record.image_root(shard * store.record.rows_per_shard))
-    images, features = encode_images(sources, teachers, bench, clock)
+    images, features, _ = encode_inputs(sources, (), teachers, bench, report)
     tried = final_rows(some, live, images, _caption_faults(some, some["caption"].to_pylist()))
     report.count(tried)
     sound = _sound(images)

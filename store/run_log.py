@@ -1,6 +1,7 @@
 """`runs/*.jsonl`: what each run did, shard by shard; nothing depends on it. `seconds` has `read` and `decode` (each
-image once for all teachers, summed over threads), `samples` (rows written), and for every teacher `image SLUG` and
-`text SLUG` (forward passes, tokens and copies included) and `write SLUG`."""
+image once for all teachers, summed over threads), `await-read` and `await-decode` (the device waited for images),
+`tokens`, `device` (passes were launched or waited for), `samples` (rows written), and for every teacher `image SLUG`
+and `text SLUG` (of the device) and `write SLUG`. `flops`: floating-point operations of `image SLUG`, `text SLUG`."""
 
 from __future__ import annotations
 
@@ -55,6 +56,8 @@ class RunSeconds:
     wall: float = 0.0
     """Seconds of all shards summed over workers; divide by their number for wall time."""
     seconds: Counter[str] = field(default_factory=Counter)
+    flops: Counter[str] = field(default_factory=Counter)
+    """Floating-point operations of forward passes, by the same names; of loaders that count them."""
     unreadable_lines: int = 0
     """Malformed lines, such as the last one of a run that was killed; they are passed over."""
 
@@ -67,6 +70,7 @@ def run_seconds(root: StorePath) -> RunSeconds:
         try:
             line = json.loads(text)
             seconds = {name: float(value) for name, value in line["seconds"].items()}
+            flops = {name: float(value) for name, value in line.get("flops", {}).items() if value}
             rows, wall = int(line.get("rows", 0)), float(line.get("wall_seconds", 0))
         except (ValueError, TypeError, KeyError, AttributeError):
             total.unreadable_lines += 1
@@ -75,4 +79,5 @@ def run_seconds(root: StorePath) -> RunSeconds:
         total.rows += rows
         total.wall += wall
         total.seconds.update(seconds)
+        total.flops.update(flops)
     return total

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from mmkd.extract.corpora import open_corpus
+from mmkd.extract.decoding import Threads
 from mmkd.extract.encode import Workbench
 from mmkd.extract.index import create_indexed_store
 from mmkd.extract.plan import plan_tasks
@@ -32,7 +33,7 @@ def run(corpus: Path, root: Path, teachers: dict[str, Teacher], threads: int = 2
     for teacher in teachers.values():
         add_teacher(store, teacher.card)
     for task in plan_tasks(store.shards, [teacher.card for teacher in teachers.values()], store.ledger):
-        bench = Workbench(decode_threads=threads)
+        bench = Workbench(Threads(threads))
         extract_shard(store, task.shard, {slug: teachers[slug] for slug in task.teachers}, bench)
     return FeatureStore.open(root)
 

@@ -19,6 +19,7 @@ from pair_counts import count_pairs
 from sklearn.metrics import balanced_accuracy_score, f1_score, precision_score, recall_score, roc_auc_score
 
 from mmkd.evaluate import metrics, official
+from mmkd.evaluate.measures import Measures
 from mmkd.evaluate.metrics import Floats, Labels, concordance, recall_at
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.resampling import BootstrapSettings
@@ -72,7 +73,7 @@ def test_any_weights_give_what_scikit_learn_gives_with_sample_weight(rng: np.ran
 @given(generators)
 def test_samples_without_features_are_scored_as_if_they_were_not_there(rng: np.random.Generator) -> None:
     found = answers_with_gaps(rng)
-    scoring = TASKS["zero_shot"].scoring(SimpleNamespace(settings=TaskSettings()))
+    scoring = TASKS["zero_shot"].scoring(SimpleNamespace(settings=TaskSettings(), measures=Measures()))
     every_row = {"": np.ones(len(found), dtype=bool)}
     by_metric = resampled(
         found, scoring.metrics, scoring, bootstrap=BootstrapSettings(n=100), name="x", parts=every_row

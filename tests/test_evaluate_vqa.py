@@ -12,6 +12,7 @@ import yaml
 from planted_store import store_of
 
 from mmkd.evaluate import load_suite, result_table, run_suite
+from mmkd.evaluate.measures import Measures
 from mmkd.evaluate.predictions import Predictions, read_predictions
 from mmkd.evaluate.tasks import TASKS, TaskSettings
 from mmkd.evaluate.vqa import answer_index, normalized, vocabulary
@@ -50,7 +51,7 @@ def test_k17_accuracies_and_coverage() -> None:
         ids, ids, ids, None, np.column_stack([np.zeros(6), right, closed, covered]).astype(float), np.ones(6, bool),
         ("answer", "right", "closed", "covered"),
     )  # fmt: skip
-    metrics = TASKS["vqa"].scoring(SimpleNamespace(settings=TaskSettings())).metrics
+    metrics = TASKS["vqa"].scoring(SimpleNamespace(settings=TaskSettings(), measures=Measures())).metrics
     values = {name: metric(found, np.ones((1, 6)))[0] for name, metric in metrics.items()}
     assert values == pytest.approx(
         {"overall_acc": 0.5, "closed_acc": 2 / 3, "open_acc_exact": 1 / 3, "coverage": 5 / 6}

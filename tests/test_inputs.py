@@ -25,6 +25,7 @@ from mmkd.distill.images import StoredImages
 from mmkd.distill.prepare import prepare
 from mmkd.distill.world import join_ranks
 from mmkd.extract.corpora import open_corpus
+from mmkd.extract.decoding import Threads
 from mmkd.extract.encode import Workbench
 from mmkd.extract.index import create_indexed_store
 from mmkd.extract.plan import plan_tasks
@@ -52,7 +53,7 @@ def extract_with_inputs(root: Path, corpus: Path, teachers: dict[str, Teacher], 
     cards = [teacher.card for teacher in teachers.values()]
     for task in plan_tasks(store.shards, cards, store.ledger, shards_without_inputs(root, store.shards, size), size):
         chosen = {slug: teachers[slug] for slug in task.teachers}
-        extract_shard(store, task.shard, chosen, Workbench(threads, keep_inputs=task.inputs))
+        extract_shard(store, task.shard, chosen, Workbench(Threads(threads), keep_inputs=task.inputs))
 
 
 @pytest.fixture(scope="module")

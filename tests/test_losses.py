@@ -15,6 +15,7 @@ from open_clip.loss import ClipLoss
 from tiny_run import write_run
 from torch.autograd import gradcheck
 
+from mmkd.distill import losses
 from mmkd.distill.losses import (
     FEATURE_KINDS,
     PairFeatures,
@@ -213,7 +214,7 @@ def by_name(name: str, s: PairFeatures, scale: torch.Tensor) -> torch.Tensor:
     bank = pairs(rows(6, KEYS), rows(7, KEYS), BANK_GROUPS, [True, False, True])
     if name in FEATURE_KINDS:
         return feature_loss(s, teacher, name)  # type: ignore[arg-type]
-    losses: dict[str, Callable[[], torch.Tensor]] = {
+    terms: dict[str, Callable[[], torch.Tensor]] = {
         "task": lambda: task_loss(s, s, scale),
         "cross": lambda: cross_loss(s, teacher, scale),
         "bank": lambda: bank_loss(s, teacher, bank, scale),
@@ -221,11 +222,13 @@ def by_name(name: str, s: PairFeatures, scale: torch.Tensor) -> torch.Tensor:
             Similarities(s, s, scale), Similarities(teacher, teacher, torch.tensor(4.0))
         ),
     }
-    return losses[name]()
+    return terms[name]()
 
 
+@pytest.mark.parametrize("block", [losses.BLOCK, 2 * N])
 @pytest.mark.parametrize("name", ["task", "cross", "bank", "relational", *FEATURE_KINDS])
-def test_gradients_are_those_of_finite_differences(name: str) -> None:
+def test_gradients_are_those_of_finite_differences(name: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "BLOCK", block)
     weights = torch.tensor([1.0, 0.5, 0.25, 0.0, 1.0])  # the missing row has none
 
     def value(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -263,6 +266,49 @@ def test_rows_of_two_ranks_give_the_mean_and_gradient_of_one_process(name: str) 
     assert two.item() == pytest.approx(one.item(), abs=1e-12)  # type: ignore[union-attr]
     for a, b_ in zip(torch.autograd.grad(one, whole), torch.autograd.grad(two, whole), strict=True):  # type: ignore[arg-type]
         assert torch.allclose(a, b_, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["task", "cross", "relational"])
+def test_some_rows_at_a_time_give_the_same_and_keep_no_logits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    teachers, count, width = 3, 200, 16
+    torch.manual_seed(0)
+    group = torch.stack([torch.randint(0, 60, (count,)), torch.arange(count)], dim=1)
+    there = torch.rand(teachers, count) < 0.9
+    theirs = PairFeatures(*(unit(torch.randn(teachers, count, width)) for _ in range(2)), group, there)
+    learned = [torch.randn(*shape, width, requires_grad=True) for shape in ((count,), (teachers, count)) for _ in "it"]
+    scale = torch.full((teachers, 1, 1), 5.0, requires_grad=True)
+
+    def values() -> torch.Tensor:
+        own = PairFeatures(unit(learned[0]), unit(learned[1]), group)
+        if name == "task":
+            return task_loss(own, own, scale[0, 0, 0])[None]
+        if name == "relational":
+            return relational_loss(Similarities(own, own, scale[0]), Similarities(theirs, theirs, torch.tensor(4.0)))
+        return cross_loss(PairFeatures(unit(learned[2]), unit(learned[3]), group), theirs, scale)
+
+    def result() -> tuple[torch.Tensor, list[torch.Tensor], int]:
+        """Values, gradients, and the largest tensor that is kept between forward and backward pass."""
+        kept = [0]
+
+        def note(saved: torch.Tensor) -> torch.Tensor:
+            kept.append(saved.numel())
+            return saved
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
+            found = values()
+        gradients = torch.autograd.grad((found * there).sum(), [*learned, scale], allow_unused=True)
+        return found, [gradient for gradient in gradients if gradient is not None], max(kept)
+
+    whole, gradients, most = result()
+    assert most >= count * count
+    monkeypatch.setattr(losses, "BLOCK", 37 * teachers * count)
+    some, in_parts, least = result()
+    assert some.shape == (1 if name == "task" else teachers, count)
+    torch.testing.assert_close(some, whole, rtol=1e-6, atol=1e-6)
+    assert len(gradients) == len(in_parts) >= 3
+    for expected, found in zip(gradients, in_parts, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert least <= teachers * count * width
 
 
 def test_a_row_without_weight_may_hold_anything() -> None:

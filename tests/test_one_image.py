@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mmkd.base.images.uri import image_source
-from mmkd.extract.decoding import decode_windows
+from mmkd.extract.decoding import Threads, decode_windows
 from mmkd.extract.isolated_decoding import isolated_windows
 from mmkd.extract.teachers.geometry import Geometry
 
@@ -43,7 +43,7 @@ def test_a_thin_image_is_refused_before_it_is_resized_or_done_in_bounded_memory(
     Image.new("L", size, 9).save(tmp_path / "thin.png")
     Image.new("L", (30, 20), 9).save(tmp_path / "good.png")
     sources = [image_source(str(tmp_path), name) for name in ("thin.png", "good.png")]
-    ((thin, good),) = decode_windows(sources, [geometry(mode)], 8, 1, 1)
+    ((thin, good),) = decode_windows(sources, [geometry(mode)], 8, Threads(1, 1))
     assert good.reason is None
     refused = max(size) == 100_000 and mode in ("shortest", "hf_shortest", "pad_square")
     if refused:
@@ -56,7 +56,7 @@ def test_a_thin_image_is_refused_before_it_is_resized_or_done_in_bounded_memory(
 def test_any_exception_is_the_rows(error: type[Exception], tmp_path: Path) -> None:
     Image.new("L", (30, 20), 9).save(tmp_path / "good.png")
     sources = [Broken(error), image_source(str(tmp_path), "good.png")]
-    ((bad, good),) = decode_windows(sources, [geometry("shortest")], 8, 1, 1)
+    ((bad, good),) = decode_windows(sources, [geometry("shortest")], 8, Threads(1, 1))
     assert bad.reason == f"image: cannot be used ({error.__name__})"
     assert good.reason is None
 
@@ -67,7 +67,7 @@ def test_the_isolated_decoder_gives_the_same(tmp_path: Path) -> None:
     Image.new("L", (30, 20), 9).save(tmp_path / "good.png")
     sources = [image_source(str(tmp_path), name) for name in ("thin.png", "good.png", "none.png")]
     shapes = [geometry("shortest")]
-    (plain,) = decode_windows(sources, shapes, 8, 1, 1)
+    (plain,) = decode_windows(sources, shapes, 8, Threads(1, 1))
     (isolated,) = isolated_windows(sources, shapes, 8, seconds=60, keep=None, beat=lambda: None)
     assert [image.reason for image in isolated] == [image.reason for image in plain]
     assert np.array_equal(isolated[1].pixels[shapes[0]], plain[1].pixels[shapes[0]])
@@ -78,8 +78,8 @@ def test_out_of_memory_behind_the_decoder_too(tmp_path: Path, monkeypatch: pytes
         raise MemoryError
 
     Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
-    monkeypatch.setattr(Image.Image, "resize", resize)
-    ((only,),) = decode_windows([image_source(str(tmp_path), "a.png")], [geometry("hf_shortest")], 8, 1, 1)
+    monkeypatch.setattr("mmkd.extract.teachers.geometry.resize", resize)
+    ((only,),) = decode_windows([image_source(str(tmp_path), "a.png")], [geometry("hf_shortest")], 8, Threads(1, 1))
     assert only.reason == "image: cannot be used (MemoryError)"
     assert only.image_sha256 is not None
 
@@ -88,6 +88,7 @@ def test_lab_before_a_grey_teacher(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.new("LAB", (30, 20), (128, 128, 128)).save(buffer, "TIFF")
     (tmp_path / "lab.tif").write_bytes(buffer.getvalue())
-    ((only,),) = decode_windows([image_source(str(tmp_path), "lab.tif")], [geometry("pad_square", "L")], 8, 1, 1)
+    source = image_source(str(tmp_path), "lab.tif")
+    ((only,),) = decode_windows([source], [geometry("pad_square", "L")], 8, Threads(1, 1))
     assert only.reason is None
     assert np.abs(next(iter(only.pixels.values())).astype(int)[0, 112, 112] - 119) <= 2

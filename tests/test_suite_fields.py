@@ -91,6 +91,8 @@ def test_hazards_have_as_many_bins_as_are_set(monkeypatch: pytest.MonkeyPatch) -
     some = SimpleNamespace(seen=everyone, train=everyone, val=everyone, test=everyone[:2])
     for bins in (2, 5):
         settings, variant = SurvivalSettings(bins=bins), Variant(head="abmil_nll")
-        risk, _ = survival._network_risk(None, cohort(), some, settings=settings, variant=variant)
-        assert risk.shape == (2,)
+        risk, alive, _ = survival._network(
+            None, cohort(), some, settings=settings, variant=variant, times=(0.1, 0.2, 0.3)
+        )
+        assert (risk.shape, alive.shape) == ((2,), (2, 3))
     assert found == [2, 5]

@@ -14,7 +14,7 @@ from PIL import Image
 from tiny_corpus import write_tar_corpus
 
 from mmkd.extract.teachers import describe_teacher, parse_teachers
-from mmkd.extract.teachers.geometry import geometry_of, pixel_transform
+from mmkd.extract.teachers.geometry import geometry_of, pixels_of
 from mmkd.store import FeatureStore
 
 SHARD = 256
@@ -64,7 +64,8 @@ def failing(scene: Scene, folder: Path, fault: str, times: int) -> tuple[list[st
     (folder / "left").write_text(str(times))
     (spec,) = parse_teachers(scene.teachers)
     with Image.open(scene.table.parent / "images" / "300.png") as picture:
-        pixels = pixel_transform(geometry_of(describe_teacher(spec).preprocessing))(picture)
+        geometry = geometry_of(describe_teacher(spec).preprocessing)
+        pixels = pixels_of(picture, [geometry])[geometry]
     torch.save(torch.from_numpy(pixels), folder / "pixels.pt")
     environment = os.environ | {
         "PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",

@@ -14,7 +14,7 @@ from mmkd.base.errors import TeacherError
 from mmkd.cli.main import main
 from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher
 from mmkd.extract.teachers.check import read_golden
-from mmkd.extract.teachers.geometry import geometry_of, normalize, pixel_transform
+from mmkd.extract.teachers.geometry import geometry_of, normalize, pixels_of
 from mmkd.extract.teachers.published import the_nine
 from tests import teacher_snapshots as snapshots
 from tests.teacher_parts import sealed  # noqa: F401
@@ -52,7 +52,7 @@ def card_file(spec: TeacherSpec, folder: Path) -> Path:
 def golden_folder(snapshot: snapshots.Snapshot, folder: Path, name: str) -> Path:
     """The original's layout with the reference's features."""
     teacher = load_teacher(snapshot.spec, describe_teacher(snapshot.spec), CPU)
-    transform = pixel_transform(geometry_of(teacher.card.preprocessing))
+    geometry = geometry_of(teacher.card.preprocessing)
     lines = []
     for number, picture in enumerate(snapshots.pictures()):
         caption = snapshots.CAPTIONS[number]
@@ -60,7 +60,7 @@ def golden_folder(snapshot: snapshots.Snapshot, folder: Path, name: str) -> Path
         sample.mkdir(parents=True)
         picture.save(sample / "a.png")
         with torch.no_grad():
-            pixels = torch.from_numpy(transform(picture))[None]
+            pixels = torch.from_numpy(pixels_of(picture, [geometry])[geometry])[None]
             image = snapshot.image(normalize(pixels, teacher.card.preprocessing).expand(-1, 3, -1, -1))[0]
             text = snapshot.text(teacher.tokenize([caption])[0])[0]
         pair = {f"{name}_img": image / image.norm(), f"{name}_txt": text / text.norm()}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmkd.extract.teachers import describe_teacher, load_teacher
-from mmkd.extract.teachers.geometry import geometry_of, normalize, pixel_transform
+from mmkd.extract.teachers.geometry import geometry_of, normalize, pixels_of
 from mmkd.extract.teachers.protocol import Teacher
 from mmkd.extract.teachers.spec import TeacherSpec
 from tests import teacher_snapshots as snapshots
@@ -35,9 +35,9 @@ def load(spec: TeacherSpec) -> Teacher:
     return load_teacher(spec, describe_teacher(spec), CPU)
 
 
-def pixels_of(teacher: Teacher) -> torch.Tensor:
-    transform = pixel_transform(geometry_of(teacher.card.preprocessing))
-    return torch.from_numpy(np.stack([transform(picture) for picture in snapshots.pictures()]))
+def batch_of(teacher: Teacher) -> torch.Tensor:
+    geometry = geometry_of(teacher.card.preprocessing)
+    return torch.from_numpy(np.stack([pixels_of(picture, [geometry])[geometry] for picture in snapshots.pictures()]))
 
 
 @pytest.mark.integration
@@ -45,7 +45,7 @@ def pixels_of(teacher: Teacher) -> torch.Tensor:
 def test_features_are_the_authors(form: str, tmp_path: Path) -> None:
     snapshot = FORMS[form](tmp_path)
     teacher = load(snapshot.spec)
-    pixels = pixels_of(teacher)
+    pixels = batch_of(teacher)
     tokens, _ = teacher.tokenize(snapshots.CAPTIONS)
     images = normalize(pixels, teacher.card.preprocessing)
     with torch.no_grad():

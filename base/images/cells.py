@@ -46,7 +46,7 @@ class ParquetImage(ImageSource):
 
     def _encoded(self) -> bytes:
         try:
-            data = _parquet_cursor(self.place, self.column, stat_file(self.place).stamp).fetch(self.row)
+            data = _ParquetCursor(self.place, self.column, stat_file(self.place).stamp).fetch(self.row)
             if self.item is not None and data is not None:
                 data = data[self.item]
                 data = data.get("bytes") if isinstance(data, dict) else data
@@ -73,17 +73,19 @@ class NpzImage(ImageSource):
 
     def _encoded(self) -> bytes:
         try:
-            return _npz_cursor(self.place, self.array, stat_file(self.place).stamp).fetch(self.row)
+            return _NpzCursor(self.place, self.array, stat_file(self.place).stamp).fetch(self.row)
         except DAMAGED_NPZ as error:
             raise ImageError("damaged npz") from error
 
 
+@functools.lru_cache(maxsize=_FILES_OPEN)
 class _ParquetCursor:
-    """A forward-moving place in one column of one file; a row behind it, or far ahead, opens the row group again."""
+    """A forward-moving place in one column of one file; a row behind it, or far ahead, opens the row group again.
+    `stamp` distinguishes a file from its replacement."""
 
-    def __init__(self, file: IO[bytes], column: str) -> None:
+    def __init__(self, place: StorePath, column: str, stamp: str) -> None:
         # One column chunk at a time through a small buffer, not whole row groups in memory.
-        self.file = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
+        self.file = pq.ParquetFile(open_file(place), pre_buffer=False, buffer_size=1 << 20)
         self.column = column
         self.lock = threading.Lock()
         self.kept: deque[tuple[int, pa.Array]] = deque(maxlen=_BATCHES_KEPT)
@@ -113,11 +115,6 @@ class _ParquetCursor:
                 self.next_row += len(batch)
 
 
-@functools.lru_cache(maxsize=_FILES_OPEN)
-def _parquet_cursor(place: StorePath, column: str, stamp: str) -> _ParquetCursor:
-    return _ParquetCursor(open_file(place), column)
-
-
 def leaf(batch: pa.RecordBatch, column: str) -> pa.Array:
     """Return the values of a column, or of a struct's field `COLUMN.FIELD`; a null struct is null."""
     if column in batch.schema.names:
@@ -126,11 +123,12 @@ def leaf(batch: pa.RecordBatch, column: str) -> pa.Array:
     return pc.struct_field(batch.column(name), [field])
 
 
+@functools.lru_cache(maxsize=_FILES_OPEN)
 class _NpzCursor:
     """A place in one array, deflated as a whole; a row that was passed and dropped starts over from the first."""
 
-    def __init__(self, file: IO[bytes], array: str) -> None:
-        self.archive = zipfile.ZipFile(file)
+    def __init__(self, place: StorePath, array: str, stamp: str) -> None:
+        self.archive = zipfile.ZipFile(open_file(place))
         self.array = array
         self.lock = threading.Lock()
         self.kept: OrderedDict[int, bytes] = OrderedDict()
@@ -163,11 +161,6 @@ class _NpzCursor:
             values = np.frombuffer(self.kept[row], self.dtype).reshape(self.shape[1:])
         alpha = values[..., 3] if values.shape[2:] == (4,) else None
         return ppm(picture_from(values if alpha is None else values[..., :3], alpha=alpha))
-
-
-@functools.lru_cache(maxsize=_FILES_OPEN)
-def _npz_cursor(place: StorePath, array: str, stamp: str) -> _NpzCursor:
-    return _NpzCursor(open_file(place), array)
 
 
 def array_header(archive: zipfile.ZipFile, name: str) -> tuple[IO[bytes], tuple[int, ...], np.dtype[Any]]:

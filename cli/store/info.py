@@ -136,7 +136,11 @@ def _activity_lines(activity: Activity, complete: bool) -> Iterator[str]:
         phases = ", ".join(shared) or "forward passes only"
         yield f"seconds   summed over workers, {counted(activity.runs, 'run')}: {phases}"
         for slug, towers in activity.by_teacher().items():
-            yield f"  {slug}: " + ", ".join(f"{tower} {seconds_text(spent)}" for tower, spent in towers.items())
+            rates = {tower: activity.tflops.get(f"{tower} {slug}") for tower in towers}
+            yield f"  {slug}: " + ", ".join(
+                f"{tower} {seconds_text(spent)}" + (f" ({rates[tower]:.3g} TFLOP/s)" if rates[tower] else "")
+                for tower, spent in towers.items()
+            )
     if activity.last_write is not None and activity.seconds_ago is not None:
         ago = seconds_text(activity.seconds_ago)
         running = "; a run is probably in progress" if activity.running else ""

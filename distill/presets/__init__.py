@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mmkd.base.config import read_mapping
+from mmkd.base.config import merged, read_mapping
 from mmkd.base.errors import ConfigError
 
 SCHEMES = ("local-dir:", "hf-hub:")
@@ -32,14 +32,14 @@ def compose(content: dict[str, Any], path: Path) -> dict[str, Any]:
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"{path}: preset: expected a name or a list of names, one of {', '.join(presets)}")
-    merged: dict[str, Any] = {}
+    whole: dict[str, Any] = {}
     for name in names:
         own = name.endswith((".yaml", ".yml"))
         if not own and name not in presets:
             raise ConfigError(f"{path}: preset: {name!r} is unknown; there are {', '.join(presets)}, or a YAML file")
         file = path.resolve().parent / name if own else _FOLDER / f"{name}.yaml"
-        merged = _merge(merged, _resolve(read_mapping(file), file.parent, _PATHS))
-    return _merge(merged, _resolve(content, path.resolve().parent, _PATHS) | {"preset": names})
+        whole = merged(whole, _resolve(read_mapping(file), file.parent, _PATHS))
+    return merged(whole, _resolve(content, path.resolve().parent, _PATHS) | {"preset": names})
 
 
 def _resolve(value: Any, folder: Path, paths: dict[str, Any], key: str = "") -> Any:
@@ -55,11 +55,3 @@ def _resolve(value: Any, folder: Path, paths: dict[str, Any], key: str = "") -> 
     place = folder / value.removeprefix(scheme)
     named = scheme or key not in _MAY_BE_NAMES or place.suffix in _FILES or place.exists()
     return f"{scheme}{place}" if named else value
-
-
-def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    both = dict(below)
-    for name, value in above.items():
-        under = both.get(name)
-        both[name] = _merge(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
-    return both

@@ -8,7 +8,7 @@ import os
 import posixpath
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -109,6 +109,14 @@ class FileCorpus(Frozen):
             files = [file for file in corpus_files(self.place)[0] if self._takes(file.name)]
         return [file for file in files if not self.only or fits(file.name, self.only)]
 
+    @functools.cached_property
+    def folders(self) -> dict[str, list[Listed]]:
+        """Files by top folder, '' for those beside the folders; both in order."""
+        found = defaultdict(list)
+        for file in self.files():
+            found[file.name.rpartition("/")[0].split("/")[0]].append(file)
+        return dict(sorted(found.items()))
+
     def ignored(self) -> Iterator[Ignored]:
         """Yield files and folders below a folder that are neither a part nor named by a row."""
         folder = self.place if self._is_folder else self._found_in
@@ -207,14 +215,6 @@ def corpus_files(place: StorePath) -> tuple[list[Listed], list[tuple[str, str]]]
         raise CorpusError(f"{place} is {outputs['']} of mmkd, not a corpus; name the folder with the images")
     files = [file for file in files if not file.name.startswith(tuple(outputs))]
     return files, sorted((folder.rstrip("/"), what) for folder, what in outputs.items())
-
-
-def by_top_folder(files: Iterable[Listed]) -> dict[str, list[Listed]]:
-    """Return files by top folder, '' for those beside the folders; both in order."""
-    found = defaultdict(list)
-    for file in files:
-        found[file.name.rpartition("/")[0].split("/")[0]].append(file)
-    return dict(sorted(found.items()))
 
 
 def folder_parts(folders: Mapping[str, Sequence[Listed]]) -> list[Part]:

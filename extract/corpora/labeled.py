@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from mmkd.base.places.reading import Listed, join
-from mmkd.extract.corpora.files import DICOM, PICTURES, FileCorpus, by_top_folder, folder_parts
+from mmkd.base.places.reading import join
+from mmkd.extract.corpora.files import DICOM, PICTURES, FileCorpus, folder_parts
 from mmkd.extract.corpora.row import CorpusRow, Part
 
 _SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
@@ -32,19 +31,15 @@ class ImageFolderCorpus(LabeledCorpus):
     suffixes = (*PICTURES, *DICOM)
 
     def parts(self) -> Sequence[Part]:
-        return folder_parts(self._folders)
+        return folder_parts(self.folders)
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow]:
         if (split := self.split_folders) is None:
-            split = all(name.lower() in _SPLITS for name in self._folders if name)
-        for file in self._folders[part.name]:
+            split = all(name.lower() in _SPLITS for name in self.folders if name)
+        for file in self.folders[part.name]:
             steps = [*file.name.split("/")[:-1], None, None]
             labels = {"label": steps[1 if split else 0], "split": steps[0] if split else None}
             yield CorpusRow(key=file.name, caption=None, uri=file.name, labels=labels)
-
-    @functools.cached_property
-    def _folders(self) -> dict[str, list[Listed]]:
-        return by_top_folder(self.files())
 
 
 class ListFileCorpus(LabeledCorpus):

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any, Literal, NamedTuple
 
 from mmkd.base.errors import CorpusError, UnreachableError
-from mmkd.base.places.reading import Listed, join, read_range
-from mmkd.extract.corpora.files import DICOM, PICTURES, TEXTS, FileCorpus, by_top_folder, folder_parts, suffix_of
+from mmkd.base.places.reading import join, read_range
+from mmkd.extract.corpora.files import DICOM, PICTURES, TEXTS, FileCorpus, folder_parts, suffix_of
 from mmkd.extract.corpora.row import (
     CAPTION_FAULT,
     Choice,
@@ -252,20 +252,16 @@ class PairsCorpus(SampleCorpus):
         return bool(self._parsed(name)[1])
 
     def parts(self) -> Sequence[Part]:
-        return folder_parts(self._folders)
+        return folder_parts(self.folders)
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
-        for sample in self.samples(Member(file.name, 0, file.size) for file in self._folders[part.name]):
+        for sample in self.samples(Member(file.name, 0, file.size) for file in self.folders[part.name]):
             if isinstance(sample, Ignored):
                 yield sample
             else:
                 image = self.image_of(sample[1])
                 row = CorpusRow(sample[0], None, None if image is None else image.name)
                 yield from self.sample_rows(row, sample[1], self.read_file)
-
-    @functools.cached_property
-    def _folders(self) -> dict[str, list[Listed]]:
-        return by_top_folder(self.files())
 
 
 def _text(member: Member, read: Read) -> str:

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from mmkd.base.errors import TeacherError, cause
-from mmkd.extract.teachers.geometry import geometry_of, pixel_transform
+from mmkd.base.images.decoding import decode
+from mmkd.base.images.source import ImageError
+from mmkd.extract.teachers.geometry import geometry_of, pixels_of
 from mmkd.extract.teachers.loaded import LoadedTeacher
 from mmkd.extract.teachers.loaders import find_loader
 from mmkd.extract.teachers.protocol import Teacher
@@ -92,10 +94,10 @@ def check_teacher(
     towers: dict[Tower, TowerReport] = {}
     lengths: list[int] = []
     if (look := card.preprocessing) is not None:
-        transform = pixel_transform(geometry_of(look))
+        geometry = geometry_of(look)
         pictures = drawn_pictures() if images is None else pictures_in(images)
-        pixels = torch.from_numpy(np.stack([transform(picture) for picture in pictures])).to(device)
-        towers["image"] = _run(teacher, "encode_images", pixels)
+        arrays = [pixels_of(picture, [geometry])[geometry] for picture in pictures]
+        towers["image"] = _run(teacher, "encode_images", torch.from_numpy(np.stack(arrays)).to(device))
     if "text" in card.towers:
         tokens, lengths = teacher.tokenize(list(CAPTIONS))
         towers["text"] = _run(teacher, "encode_texts", tokens.to(device))
@@ -195,7 +197,7 @@ def _compare_golden(teacher: Teacher, samples: list[GoldenSample]) -> GoldenRepo
     """Run the teacher on published samples. Raises TeacherError if the published features have another width."""
     if not samples:
         return GoldenReport(samples=0, smallest_image_cosine=None, smallest_text_cosine=None, verdict=_UNKNOWN)
-    transform = pixel_transform(geometry_of(teacher.card.image_preprocessing))
+    geometry = geometry_of(teacher.card.image_preprocessing)
     images, texts = [], []
     for sample in samples:
         if sample.image_feature.numel() != teacher.card.dim:
@@ -203,8 +205,8 @@ def _compare_golden(teacher: Teacher, samples: list[GoldenSample]) -> GoldenRepo
                 f"teacher {teacher.card.slug!r} has width {teacher.card.dim}, its published features "
                 f"{sample.image_feature.numel()}: another variant was used; see `mmkd teachers list`"
             )
-        with Image.open(sample.image) as picture:
-            pixels = torch.from_numpy(transform(picture))[None].to(teacher.device)
+        picture = _decoded(sample.image)
+        pixels = torch.from_numpy(pixels_of(picture, [geometry])[geometry])[None].to(teacher.device)
         tokens, _ = teacher.tokenize([sample.caption])
         image = teacher.encode_images(pixels)[0].cpu()
         text = teacher.encode_texts(tokens.to(teacher.device))[0].cpu()
@@ -249,16 +251,21 @@ def pictures_in(folder: Path) -> list[Image.Image]:
     pictures: list[Image.Image] = []
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         try:
-            picture = Image.open(path)
-            picture.load()
-        except OSError as error:
+            pictures.append(_decoded(path))
+        except TeacherError:
             # A file that neither is a picture nor is called one may lie there.
-            if isinstance(error, UnidentifiedImageError) and path.suffix.lower() not in Image.registered_extensions():
-                continue
-            raise TeacherError(f"{path} is a broken picture ({error}); remove it and run again") from error
-        pictures.append(picture)
+            if path.suffix.lower() in Image.registered_extensions():
+                raise
         if len(pictures) == 64:
             break
     if not pictures:
         raise TeacherError(f"{folder} has no picture that can be read; expected PNG, JPEG, TIFF or the like")
     return pictures
+
+
+def _decoded(path: Path) -> Image.Image:
+    """Return a picture as extraction decodes it. Raises TeacherError if it cannot be decoded."""
+    try:
+        return decode(path.read_bytes())
+    except (OSError, ImageError) as error:
+        raise TeacherError(f"{path} is a broken picture ({error}); remove it and run again") from error

@@ -1,36 +1,35 @@
 """Geometry from a decoded picture to a teacher's pixels, before normalization.
 
-Teachers that agree on geometry share one resize; mean and std are applied on the device (`normalize`). Each resize mode
-is the reference implementation's own arithmetic, so the two together are bit-equal to it:
+Geometries that agree on color and size share one resize; mean and std are applied on the device (`normalize`). Each
+resize mode places its pixels as the reference implementation does, and the two together are bit-equal to it:
 
-    shortest, longest, squash   open_clip's evaluation transform
+    shortest, longest, squash   open_clip's evaluation transform (`open_clip.transform.image_transform_v2`)
     hf_shortest, hf_squash      transformers' image processor (PIL backend): color first, crop margins halved downwards
     pad_square                  MedCLIP's: one channel, padded to a square of at least the target, then resized
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cache, partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
-from torchvision.transforms import Compose, Normalize, ToTensor
 
 from mmkd.base.errors import TeacherError
+from mmkd.base.images.resampling import FILTERS, Resized, resize
 from mmkd.base.images.source import MAX_PIXELS, ImageError
 from mmkd.store import Preprocessing
 
-_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_MODES = ("shortest", "longest", "squash", "hf_shortest", "hf_squash", "pad_square")
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """The part of a teacher's preprocessing that moves pixels; equal geometries share the work."""
+    """The part of a teacher's preprocessing that moves pixels; equal geometries share the work. Raises TeacherError for
+    an unknown mode."""
 
     image_size: tuple[int, int]
     interpolation: str
@@ -38,31 +37,134 @@ class Geometry:
     fill: int
     color: str
 
+    def __post_init__(self) -> None:
+        if self.resize_mode not in _MODES or self.interpolation not in FILTERS:
+            raise TeacherError(
+                f"preprocessing {self.resize_mode!r} with {self.interpolation!r} does not exist: "
+                f"resize_mode is one of {', '.join(_MODES)}, interpolation one of {', '.join(FILTERS)}"
+            )
+
+
+@dataclass(frozen=True)
+class _Placement:
+    """Where a geometry's pixels come from."""
+
+    mode: str
+    """`L` or `RGB` of the picture when it is resized."""
+    side: int
+    """Of the square that the picture is laid on before, 0 for none."""
+    fill: int
+    size: tuple[int, int]
+    """Width and height, resized."""
+    interpolation: str
+    left: int
+    """Of the geometry's pixels in the resized picture; negative where they begin outside of it."""
+    top: int
+
 
 def geometry_of(preprocessing: Preprocessing) -> Geometry:
+    """Return the geometry of a card. Raises TeacherError for an unknown mode."""
     return Geometry(**{field.name: getattr(preprocessing, field.name) for field in fields(Geometry)})
 
 
-@cache
-def pixel_transform(geometry: Geometry) -> Callable[[Image.Image], NDArray[np.uint8]]:
-    """Return the function from a picture to uint8 (C, H, W) of this geometry, C 3 for RGB and 1 for L; it raises
-    ImageError for one so thin that resizing it would fill the memory. Raises TeacherError for an unknown mode."""
-    movers = {"hf_shortest": _shortest_like_transformers, "hf_squash": _squash, "pad_square": _pad_to_square}
-    known = ("shortest", "longest", "squash", *movers)
-    if geometry.resize_mode not in known or geometry.interpolation not in _FILTERS:
-        raise TeacherError(
-            f"preprocessing {geometry.resize_mode!r} with {geometry.interpolation!r} does not exist: "
-            f"resize_mode is one of {', '.join(known)}, interpolation one of {', '.join(_FILTERS)}"
+def pixels_of(picture: Image.Image, geometries: Sequence[Geometry]) -> dict[Geometry, NDArray[np.uint8]]:
+    """Return uint8 (C, H, W) of a picture in mode `L` or `RGB` for each geometry, C 3 for RGB and 1 for L; equal arrays
+    may be one. Raises ImageError for a picture so thin that a side would vanish or the reference fill the memory."""
+    placements = {geometry: _place(geometry, picture.mode, *picture.size) for geometry in geometries}
+    found: dict[Geometry, NDArray[np.uint8]] = {}
+    for canvas in dict.fromkeys((p.mode, p.side, p.side and p.fill) for p in placements.values()):
+        here = {g: p for g, p in placements.items() if (p.mode, p.side, p.side and p.fill) == canvas}
+        found |= _resize_together(_lay_out(picture, *canvas), here)
+    return found
+
+
+def _resize_together(source: Image.Image, placements: dict[Geometry, _Placement]) -> dict[Geometry, NDArray[np.uint8]]:
+    """Resize once for each size and interpolation, to what the geometries keep of it."""
+    groups: dict[tuple[tuple[int, int], str], list[tuple[Geometry, _Placement]]] = {}
+    for geometry, placement in placements.items():
+        groups.setdefault((placement.size, placement.interpolation), []).append((geometry, placement))
+    wanted = []
+    for ((width, height), interpolation), members in groups.items():
+        boxes = [
+            (p.left, p.top, min(p.left + g.image_size[1], width), min(p.top + g.image_size[0], height))
+            for g, p in members
+        ]
+        lefts, tops, rights, bottoms = zip(*boxes, strict=True)
+        part = max(min(lefts), 0), max(min(tops), 0), max(rights), max(bottoms)
+        wanted.append(Resized(width, height, interpolation, part))
+    found: dict[Geometry, NDArray[np.uint8]] = {}
+    for one, values, members in zip(wanted, resize(source, wanted), groups.values(), strict=True):
+        for geometry, placement in members:
+            found[geometry] = _window(geometry, placement, values, one.part[0], one.part[1])
+    return found
+
+
+def _window(
+    geometry: Geometry, placement: _Placement, values: NDArray[np.uint8], left: int, top: int
+) -> NDArray[np.uint8]:
+    """Return the geometry's pixels out of `values`, which begin at `left` and `top` of the resized picture."""
+    height, width = geometry.image_size
+    x, y = placement.left - left, placement.top - top
+    inside = values[:, max(y, 0) : y + height, max(x, 0) : x + width]
+    channels = 1 if geometry.color == "L" and not _is_open_clip(geometry) else 3
+    if inside.shape == (channels, height, width):
+        return np.ascontiguousarray(inside)
+    made = np.full((channels, height, width), placement.fill, dtype=np.uint8)
+    begin_y, begin_x = max(-y, 0), max(-x, 0)
+    made[:, begin_y : begin_y + inside.shape[1], begin_x : begin_x + inside.shape[2]] = inside
+    return made
+
+
+def _is_open_clip(geometry: Geometry) -> bool:
+    return geometry.resize_mode in ("shortest", "longest", "squash")
+
+
+def _lay_out(picture: Image.Image, mode: str, side: int, fill: int) -> Image.Image:
+    """Return the picture in this mode, in the middle of a square of `side`, if that is not 0. Source of the margins:
+    github.com/RyanWangZf/MedCLIP, medclip/dataset.py, MedCLIPFeatureExtractor.pad_img."""
+    colored = picture if picture.mode == mode else picture.convert(mode)
+    if side == 0 or picture.size == (side, side):
+        return colored
+    square = Image.new(mode, (side, side), (fill,) * len(mode))
+    square.paste(colored, ((side - picture.width) // 2, (side - picture.height) // 2))
+    return square
+
+
+def _place(geometry: Geometry, mode: str, width: int, height: int) -> _Placement:
+    """Return where the pixels for a picture of this mode and size come from. Gray stays one channel until the end:
+    three equal channels give three times the same."""
+    _check_intermediate(geometry, width, height)
+    target_height, target_width = geometry.image_size
+    interpolation, side, fill = geometry.interpolation, 0, 0
+    size = target_width, target_height
+    match geometry.resize_mode:
+        case "shortest" if target_width != target_height:
+            # open_clip gives this resize no interpolation: it is always bicubic.
+            scale, interpolation = min(height / target_height, width / target_width), "bicubic"
+            size = round(width / scale), round(height / scale)
+        case "longest":
+            scale, fill = max(height / target_height, width / target_width), geometry.fill
+            size = round(width / scale), round(height / scale)
+        case "shortest" | "hf_shortest":
+            # torchvision's Resize, and transformers' get_resize_output_image_size
+            shorter = min(geometry.image_size)
+            long_side = int(shorter * max(width, height) / min(width, height))
+            size = (shorter, long_side) if width <= height else (long_side, shorter)
+        case "pad_square":
+            side, fill = max(target_height, width, height), geometry.fill
+    if min(size) < 1:
+        raise ImageError(f"{width} x {height} pixels are too thin: resized, a side would have none")
+    if geometry.resize_mode == "hf_shortest":
+        # transformers, image_transforms.center_crop
+        left, top = (size[0] - target_width) // 2, (size[1] - target_height) // 2
+    else:
+        # torchvision rounds half to even, and pads first, the smaller half before the picture.
+        left, top = (
+            round((whole - kept) / 2) if whole >= kept else -((kept - whole) // 2)
+            for whole, kept in zip(size, (target_width, target_height), strict=True)
         )
-    mover = movers.get(geometry.resize_mode)
-    move = partial(mover, geometry) if mover else _open_clip_steps(geometry)
-
-    def transform(picture: Image.Image) -> NDArray[np.uint8]:
-        _check_intermediate(geometry, *picture.size)
-        pixels = np.array(move(picture), dtype=np.uint8)
-        return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
-
-    return transform
+    color = mode if _is_open_clip(geometry) or mode == "L" else geometry.color
+    return _Placement(color, side, fill, size, interpolation, left, top)
 
 
 def _check_intermediate(geometry: Geometry, width: int, height: int) -> None:
@@ -74,52 +176,6 @@ def _check_intermediate(geometry: Geometry, width: int, height: int) -> None:
         made = max(geometry.image_size[0], width, height) ** 2
     if made * (1 if geometry.color == "L" else 4) > 4 * MAX_PIXELS:
         raise ImageError(f"{width} x {height} pixels are too thin: resized, they would be {made:,}")
-
-
-def _open_clip_steps(geometry: Geometry) -> Callable[[Image.Image], Image.Image]:
-    height, width = geometry.image_size
-    config = PreprocessCfg(
-        size=height if height == width else (height, width),
-        interpolation=geometry.interpolation,
-        resize_mode=geometry.resize_mode,
-        fill_color=geometry.fill,
-    )
-    *steps, to_tensor, normalize_step = image_transform_v2(config, is_train=False).transforms
-    # The last two steps are what `normalize` does on the device; anything else would be lost in silence.
-    assert isinstance(to_tensor, ToTensor)
-    assert isinstance(normalize_step, Normalize)
-    move: Callable[[Image.Image], Image.Image] = Compose(steps)
-    return move
-
-
-def _shortest_like_transformers(geometry: Geometry, picture: Image.Image) -> Image.Image:
-    """Shorter side to the target, then the middle; alpha is dropped, as transformers 4 did. Source: transformers,
-    image_transforms.get_resize_output_image_size and center_crop. torchvision rounds the margin half to even instead,
-    which shifts every fourth margin by a pixel."""
-    colored = picture.convert(geometry.color)
-    target_height, target_width = geometry.image_size
-    width, height = colored.size
-    shorter = min(geometry.image_size)
-    long_side = int(shorter * max(width, height) / min(width, height))
-    size = (shorter, long_side) if width <= height else (long_side, shorter)
-    resized = colored.resize(size, _FILTERS[geometry.interpolation])
-    left, top = (size[0] - target_width) // 2, (size[1] - target_height) // 2
-    return resized.crop((left, top, left + target_width, top + target_height))
-
-
-def _squash(geometry: Geometry, picture: Image.Image) -> Image.Image:
-    height, width = geometry.image_size
-    return picture.convert(geometry.color).resize((width, height), _FILTERS[geometry.interpolation])
-
-
-def _pad_to_square(geometry: Geometry, picture: Image.Image) -> Image.Image:
-    """Center the picture on a square that is at least the target, then resize. Source: github.com/RyanWangZf/MedCLIP,
-    medclip/dataset.py, MedCLIPFeatureExtractor.pad_img."""
-    height, width = geometry.image_size
-    side = max(height, *picture.size)
-    square = Image.new(geometry.color, (side, side), geometry.fill)
-    square.paste(picture.convert(geometry.color), ((side - picture.width) // 2, (side - picture.height) // 2))
-    return square.resize((width, height), _FILTERS[geometry.interpolation])
 
 
 def normalize(pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:

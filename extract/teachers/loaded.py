@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -16,6 +17,7 @@ from mmkd.extract.teachers.geometry import normalize
 from mmkd.extract.teachers.spec import Precision
 from mmkd.extract.teachers.tokenizer import Tokenizer
 from mmkd.store import TeacherCard
+from mmkd.store.layout import Tower
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +33,7 @@ def half_type(precision: Precision, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-_Tower = Callable[[torch.Tensor], torch.Tensor]
+_Encode = Callable[[torch.Tensor], torch.Tensor]
 
 
 class LoadedTeacher:
@@ -47,6 +49,8 @@ class LoadedTeacher:
         self.card, self.device, self._tokenizer = card, device, tokenizer
         self._half = half_type(precision, device)
         self.half_precision_failures = 0
+        self.row_flops: dict[tuple[Tower, int], float] = {}
+        """Of one image, under (`image`, 0), and of one caption of so many tokens; empty until they are counted."""
         self.tune()
 
     def in_precision(self, precision: Precision) -> LoadedTeacher:
@@ -57,8 +61,8 @@ class LoadedTeacher:
         """Choose how the same forward pass is computed; only last bits may change. `channels_last`: convolutions'
         weights. `compiled`: `torch.compile` both towers. Raises TeacherError if there is no C++ compiler for it."""
         self._model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-        self._encode_image: _Tower = self._model.encode_image
-        self._encode_text: _Tower = self._model.encode_text
+        self._encode_image: _Encode = self._model.encode_image
+        self._encode_text: _Encode = self._model.encode_text
         if compiled:
             compiler = os.environ.get("CXX", "g++")
             if self.device.type == "cpu" and shutil.which(compiler) is None:
@@ -74,13 +78,9 @@ class LoadedTeacher:
     def parameters(self) -> int:
         return sum(parameter.numel() for parameter in self._model.parameters())
 
-    @torch.inference_mode()
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         """Encode uint8 (B, C, H, W) of the teacher's geometry; returns float32 (B, D)."""
-        images = normalize(pixels, self.card.image_preprocessing)
-        if images.shape[1] == 1:
-            images = images.expand(-1, 3, -1, -1)
-        return self._run(images, self._encode_image)
+        return self.mend("image", pixels, self.launch("image", pixels))
 
     def tokenize(self, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
         """Return int64 (B, L) padded to the context, and each caption's tokens before it is cut."""
@@ -93,25 +93,55 @@ class LoadedTeacher:
         """Tokens that `encode_texts` takes, ascending: the context alone where padding reaches a feature."""
         return self._tokenizer.lengths
 
-    @torch.inference_mode()
     def encode_texts(self, tokens: torch.Tensor) -> torch.Tensor:
         """Encode int64 (B, L), L one of `text_lengths`; returns float32 (B, D)."""
-        return self._run(tokens, self._encode_text)
+        return self.mend("text", tokens, self.launch("text", tokens))
 
-    def _run(self, inputs: torch.Tensor, tower: _Tower) -> torch.Tensor:
+    @torch.inference_mode()
+    def launch(self, tower: Tower, inputs: torch.Tensor) -> torch.Tensor:
+        """Encode as `encode_images` or `encode_texts`, without looking at the result, which would wait for a device: in
+        half precision rows may be NaN or infinite until `mend` has seen them."""
         if inputs.shape[0] == 0:
             return torch.zeros(0, self.card.dim, device=self.device)
         if self._half is None:
-            return tower(inputs).float()
+            return self._forward(tower, inputs)
         with torch.autocast(self.device.type, dtype=self._half):
-            features = tower(inputs).float()
-        broken = ~torch.isfinite(features).all(dim=1)
+            return self._forward(tower, inputs)
+
+    @torch.inference_mode()
+    def mend(self, tower: Tower, inputs: torch.Tensor, features: torch.Tensor, rows: int = 32) -> torch.Tensor:
+        """Return features float32 (B, D), on any device, with those that half precision broke computed again in
+        float32, `rows` at a time, from their inputs."""
+        broken = ~torch.isfinite(features).all(dim=1) if self._half is not None else torch.zeros(0)
         if count := int(broken.sum()):
             if not self.half_precision_failures:
                 log.warning("teacher %r: NaN in %s, such rows are computed in float32", self.card.slug, self._half)
             self.half_precision_failures += count
-            features[broken] = tower(inputs[broken]).float()
+            for some in torch.split(broken.nonzero()[:, 0], rows):
+                features[some] = self._forward(tower, inputs[some.to(inputs.device)]).to(features.device)
         return features
+
+    @property
+    def half(self) -> bool:
+        """True where passes compute in half precision."""
+        return self._half is not None
+
+    def flops(self, tower: Tower, inputs: torch.Tensor) -> float:
+        """Return floating-point operations of a pass over `inputs`, two for a multiply-add: of L tokens a L + b L^2,
+        as those of a transformer, through the lengths that were counted. 0.0 where none were."""
+        if tower == "image":
+            return len(inputs) * self.row_flops.get(("image", 0), 0.0)
+        counted = sorted((length, flops / length) for (kind, length), flops in self.row_flops.items() if kind == "text")
+        if not counted:
+            return 0.0
+        lengths, per_token = zip(*counted, strict=True)  # of which the second is a + b L
+        return inputs.numel() * float(np.interp(inputs.shape[1], lengths, per_token))
+
+    def _forward(self, tower: Tower, inputs: torch.Tensor) -> torch.Tensor:
+        if tower == "text":
+            return self._encode_text(inputs).float()
+        images = normalize(inputs, self.card.image_preprocessing)
+        return self._encode_image(images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images).float()
 
 
 def out_of_memory(slug: str, device: torch.device, tower: str) -> TeacherError:

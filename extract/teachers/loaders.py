@@ -3,7 +3,6 @@ present, a user's by entry point."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -14,8 +13,10 @@ from typing import Any, Protocol, TypeVar
 import torch
 from pydantic import BaseModel, ValidationError
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from mmkd.base.errors import TeacherError, cause
+from mmkd.base.errors import TeacherError, cause, did_you_mean
 from mmkd.extract.teachers.loaded import LoadedTeacher, out_of_memory
 from mmkd.extract.teachers.protocol import Teacher
 from mmkd.extract.teachers.source import Source, read_json, settings_sha256, source_of
@@ -23,6 +24,7 @@ from mmkd.extract.teachers.spec import AUTO, HF_HUB, LOCAL_DIR, TeacherSpec
 from mmkd.extract.teachers.tokenizer import TokenizerPlan
 from mmkd.extract.teachers.weights import read_temperature, weights_identity
 from mmkd.store import Preprocessing, TeacherCard
+from mmkd.store.layout import Tower
 
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "tokenizers", "pillow")
 _IDENTITY = "weights_sha256 preprocessing tokenizer_sha256 context_length towers dim loader normalized".split()  # noqa: SIM905
@@ -147,24 +149,28 @@ class FileLoader:
         with torch.random.fork_rng(devices=[]):
             model = self.build(plan)
         teacher = LoadedTeacher(card, spec.precision, device, model, tokenizer)
-        _try_once(teacher.in_precision("fp32"))
+        teacher.row_flops = _try_once(teacher.in_precision("fp32"))
         return teacher
 
 
-def _try_once(teacher: LoadedTeacher) -> None:
-    """Run one gray image and one empty caption: many towers take one size only. Raises TeacherError if a tower does not
-    take what the configuration says, or gives features of another width."""
+def _try_once(teacher: LoadedTeacher) -> dict[tuple[Tower, int], float]:
+    """Run one gray image and one empty caption: many towers take one size only. Returns `LoadedTeacher.row_flops`.
+    Raises TeacherError if a tower does not take what the configuration says, or gives features of another width."""
     card = teacher.card
     height, width = card.image_preprocessing.image_size
     image = torch.zeros(1, 1 if card.image_preprocessing.color == "L" else 3, height, width, dtype=torch.uint8)
     tokens, _ = teacher.tokenize([""])
-    runs = {
-        "image": (teacher.encode_images, image, f"{height} x {width} pixels", "image_size, mean or std"),
-        "text": (teacher.encode_texts, tokens, f"{card.context_length} tokens", "context_length"),
-    }
-    for tower, (encode, inputs, size, names) in runs.items():
+    image_size = f"{height} x {width} pixels", "image_size, mean or std"
+    runs: list[tuple[Tower, int, torch.Tensor, tuple[str, str]]] = [("image", 0, image, image_size)]
+    runs += [
+        ("text", length, tokens[:, :length], (f"{length} tokens", "context_length"))
+        for length in {teacher.text_lengths[0], card.context_length}
+    ]
+    flops: dict[tuple[Tower, int], float] = {}
+    for tower, length, inputs, (size, names) in runs:
+        encode = teacher.encode_images if tower == "image" else teacher.encode_texts
         try:
-            features = encode(inputs.to(teacher.device))
+            features, flops[tower, length] = counted_flops(encode, inputs.to(teacher.device))
         except torch.OutOfMemoryError as error:  # a RuntimeError too, and no fault of the configuration
             raise out_of_memory(card.slug, teacher.device, tower) from error
         except (AssertionError, RuntimeError, ValueError, IndexError) as error:
@@ -177,6 +183,18 @@ def _try_once(teacher: LoadedTeacher) -> None:
                 f"teacher {card.slug!r}: its {tower} tower gives {features.shape[-1]} values, its configuration says "
                 f"{card.dim}; correct the configuration"
             )
+    return flops
+
+
+def counted_flops(encode: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Return what `encode` gives, and the floating-point operations of its products, convolutions and attention."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter knows neither it nor a CPU's attention
+    try:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            return encode(inputs), float(counter.get_total_flops())
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def find_loader(spec: TeacherSpec) -> TeacherLoader:
@@ -191,8 +209,7 @@ def find_loader(spec: TeacherSpec) -> TeacherLoader:
     plugins = {entry.name: entry for entry in entry_points(group="mmkd.teachers")}
     if name not in plugins:
         names = [*LOADERS, *sorted(plugins)]
-        near = difflib.get_close_matches(name, names, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
+        hint = did_you_mean(name, names, f"there are {', '.join(names)}")
         raise spec.error(f"there is no loader {name!r}; {hint}")
     where = f"entry point {name!r} ({plugins[name].value})"
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import json
 import tempfile
 from collections.abc import Mapping
@@ -21,7 +20,8 @@ from open_clip.transformer import text_global_pool
 from pydantic import BaseModel, Field, JsonValue, ValidationError
 from torch import nn
 
-from mmkd.base.errors import cause
+from mmkd.base.config import merged
+from mmkd.base.errors import cause, did_you_mean
 from mmkd.extract.teachers.hugging_face import forward_settings, text_config
 from mmkd.extract.teachers.loaders import FileLoader, Plan, read_options
 from mmkd.extract.teachers.source import read_json, source_of, tokenizer_folder, weight_files
@@ -83,15 +83,14 @@ def _configurations(spec: TeacherSpec, options: OpenClipOptions) -> tuple[dict[s
     preprocess: dict[str, Any] = {}
     if options.architecture:
         if (model := open_clip.get_model_config(options.architecture)) is None:
-            near = difflib.get_close_matches(options.architecture, open_clip.list_models(), 1)
-            hint = f"did you mean {near[0]!r}?" if near else "see open_clip.list_models()"
+            hint = did_you_mean(options.architecture, open_clip.list_models(), "see open_clip.list_models()")
             raise spec.error(f"open_clip has no architecture {options.architecture!r}; {hint}")
     else:
         content = read_json(source_of(spec).need(_CONFIG))
-        model = copy.deepcopy(content.get("model_cfg", content))
+        model = content.get("model_cfg", content)
         model = model if isinstance(model, dict) else {}
         preprocess = dict(content.get("preprocess_cfg") or {})
-    _lay_over(model, options.model)
+    model = merged(model, options.model)
     wanted = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict}
     if missing := [name for name, kind in wanted.items() if not isinstance(model.get(name), kind)]:
         raise spec.error(f"the configuration at {spec.source} lacks {', '.join(missing)}: not open_clip's")
@@ -105,14 +104,6 @@ def _configurations(spec: TeacherSpec, options: OpenClipOptions) -> tuple[dict[s
     if "multimodal_cfg" in model:
         raise spec.error("a CoCa model captions as well as encodes; write an encoder of your own for it")
     return model, preprocess
-
-
-def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:
-    for name, value in above.items():
-        if isinstance(value, Mapping) and isinstance(below.get(name), dict):
-            _lay_over(below[name], value)
-        else:
-            below[name] = copy.deepcopy(value)
 
 
 def _settings(spec: TeacherSpec, model: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,6 @@ are in the original's meta.jsonl; the ninth is inferred."""
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections import Counter
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 from pydantic import Field, JsonValue
 
 from mmkd.base.config import Frozen, read_mapping, validated
-from mmkd.base.errors import TeacherError
+from mmkd.base.errors import TeacherError, did_you_mean
 from mmkd.extract.teachers.spec import HF_HUB, LOCAL_DIR, TeacherSpec
 
 FOLDER = Path(__file__).with_name("cards")
@@ -93,8 +92,7 @@ def known_teacher(name: str) -> PublishedTeacher | None:
 def find_published(name: str) -> PublishedTeacher:
     """Return the teacher as `known_teacher`. Raises TeacherError with the nearest name if there is none."""
     if (teacher := known_teacher(name)) is None:
-        near = difflib.get_close_matches(name.lower(), _names(), 1)
-        hint = f"did you mean {near[0]!r}?" if near else "see `mmkd teachers list`;"
+        hint = did_you_mean(name.lower(), _names(), "see `mmkd teachers list`;")
         raise TeacherError(f"no teacher is called {name!r}: {hint} For one of your own write {name}=local-dir:/path")
     return teacher
 

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,8 @@ import huggingface_hub
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.constants import HF_HUB_CACHE, is_offline_mode
 
-from mmkd.base.errors import StoreError, TeacherError, cause
-from mmkd.base.files import write_atomically
+from mmkd.base.errors import TeacherError, cause
+from mmkd.base.notes import read_note, write_note
 from mmkd.extract.teachers.spec import HF_HUB, LOCAL_DIR, TeacherSpec
 
 VOCABULARY_FILES = (
@@ -201,24 +199,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def file_sha256(path: Path, skip: int = 0) -> str:
-    """Return the hex SHA-256 of a file's bytes from offset `skip` on. Hashed once: `$XDG_CACHE_HOME/mmkd/sha256`, by
-    default below `~/.cache`, remembers it by path, size, time and inode. Raises TeacherError if it cannot be read."""
+    """Return the hex SHA-256 of a file's bytes from offset `skip` on. Hashed once: a note remembers it by path, size,
+    time and inode. Raises TeacherError if it cannot be read."""
     try:
         status = path.stat()
         identity = [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino, skip]
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mmkd" / "sha256"
-        entry = cache / f"{settings_sha256(identity)}.json"
-        with contextlib.suppress(OSError, ValueError):
-            content = json.loads(entry.read_text(encoding="utf-8"))
-            if isinstance(content, dict) and content.get("file") == identity:
-                return str(content["sha256"])
+        if known := read_note("sha256", identity):
+            return str(known)
         with path.open("rb") as file:
             file.seek(skip)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise TeacherError(f"cannot read {path}: {error.strerror or error}") from error
-    with contextlib.suppress(StoreError):  # a read-only home costs time at the next start, nothing else
-        write_atomically(entry, json.dumps({"file": identity, "sha256": digest}).encode())
+    write_note("sha256", identity, digest)
     return digest
 
 

@@ -23,7 +23,9 @@ class Activity:
 
     runs: int
     seconds: dict[str, float]
-    """Summed over runs, workers and threads: `read`, `decode`, `write`, and `image SLUG`, `text SLUG` for forwards."""
+    """Summed over runs, workers and threads; see `mmkd.store.run_log`."""
+    tflops: dict[str, float]
+    """TFLOP/s of forward passes by `image SLUG` and `text SLUG`, where the logs have both operations and seconds."""
     last_write: str | None
     """When the store was last written to: UTC, ISO 8601; None for a store without shards."""
     seconds_ago: float | None
@@ -56,6 +58,9 @@ def activity(root: StorePath, complete: bool) -> Activity:
     return Activity(
         runs=logs.runs,
         seconds={name: round(seconds, 3) for name, seconds in sorted(logs.seconds.items())},
+        tflops={
+            name: flops / logs.seconds[name] / 1e12 for name, flops in sorted(logs.flops.items()) if logs.seconds[name]
+        },
         last_write=None if newest is None else datetime.fromtimestamp(newest, UTC).isoformat(timespec="seconds"),
         seconds_ago=None if age is None else round(age, 1),
         running=age is not None and age < FRESH_SECONDS and not complete,

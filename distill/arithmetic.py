@@ -1,0 +1,53 @@
+"""Floating-point operations of a training step, and what share they are of what the device could do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmkd.base.arithmetic import peak_tflops
+from mmkd.distill.student import Towers, preprocessing
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Of a run. sample_flops: operations of a step for one pair, two for a multiply-add, of the towers alone. ranks:
+    devices that share the pairs. peak: TFLOP/s of one of them; 0.0 where it is not known."""
+
+    sample_flops: float
+    ranks: int
+    peak: float
+
+    def rates(self, samples_per_second: float) -> dict[str, float]:
+        """Return achieved TFLOP/s of a device, and its share of the peak (model FLOPs utilization) where known."""
+        tflops = samples_per_second * self.sample_flops / self.ranks / 1e12
+        return {"tflops": tflops} | ({"mfu": tflops / self.peak} if self.peak else {})
+
+
+@torch.no_grad()
+def count_arithmetic(towers: Towers, context: int, ranks: int, *, half: bool) -> Arithmetic:
+    """Count the forward pass of one pair whose caption fills the context; backward takes twice as much for towers that
+    learn. What a step computes twice (GradCache, checkpointing) counts once."""
+    size, device = preprocessing(towers.student).size, towers.mean.device
+    height, width = (size, size) if isinstance(size, int) else size
+    image = torch.zeros(1, 3, height, width, dtype=torch.uint8, device=device)
+    tokens = torch.ones(1, context, dtype=torch.long, device=device)
+    training, fast = towers.training, torch.backends.mha.get_fastpath_enabled()
+    towers.eval()
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter knows neither it nor a CPU's attention
+    try:
+        total = 0.0
+        for encode, inputs, visual in ((towers.encode_images, image, True), (towers.encode_tokens, tokens, False)):
+            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+                encode(inputs)
+            own = [p for name, p in towers.student.named_parameters() if name.startswith("visual.") == visual]
+            total += counter.get_total_flops() * (3 if any(one.requires_grad for one in own) else 1)
+    finally:
+        towers.train(training)
+        torch.backends.mha.set_fastpath_enabled(fast)
+    cuda = device.type == "cuda"
+    peak, _ = peak_tflops(torch.cuda.get_device_name(device) if cuda else "cpu", half)
+    return Arithmetic(total, ranks, peak * (1 if cuda else torch.get_num_threads()))
