@@ -71,8 +71,8 @@ name, half = (devices[0][0] if cuda else "cpu"), torch.bfloat16 if bf16 else tor
 peaks = {"fp32": peak("cuda" if cuda else "cpu", torch.float32, 8192 if cuda else 1024)}
 if cuda:
     peaks["half"] = peak("cuda", half, 8192)
-told = {"torch": torch.__version__, "built": torch.version.cuda, "bf16": bf16, "devices": devices, "name": name}
-print(json.dumps(told | {"peaks": peaks}))
+found = {"torch": torch.__version__, "built": torch.version.cuda, "bf16": bf16, "devices": devices, "name": name}
+print(json.dumps(found | {"peaks": peaks}))
 """
 
 

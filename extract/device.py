@@ -198,14 +198,14 @@ class Cuda(Accelerator):
 def open_device() -> Device:
     """Return this process' GPU, or its cores where no GPU is visible. Raises DeviceError for a GPU that is visible and
     cannot be used."""
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         usable, visible = torch.cuda.is_available(), torch.cuda.device_count()
     hide = "correct the driver, or hide the GPU: CUDA_VISIBLE_DEVICES="
     if not usable:
         if not visible:
             return Host()
-        why = cause(told[-1].message, 300) if told else "the driver does not answer"  # type: ignore[arg-type]
+        why = cause(warned[-1].message, 300) if warned else "the driver does not answer"  # type: ignore[arg-type]
         raise DeviceError(f"a GPU is visible, and PyTorch {torch.__version__} cannot use it ({why}); {hide}")
     place = torch.device("cuda", torch.cuda.current_device())
     try:

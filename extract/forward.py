@@ -53,7 +53,7 @@ class Flight:
     tower: Tower
     inputs: torch.Tensor
     passes: list[Pass]
-    mender: LoadedTeacher | None
+    checked_by: LoadedTeacher | None
     """Who looks at the features when they are here, where `encode_*` did not."""
     target: Values
     places: NDArray[np.int64]
@@ -65,10 +65,10 @@ class Flight:
         for one in self.passes:
             values = one.wait()
             span = slice(done, done + len(values))
-            if self.mender is not None:
+            if self.checked_by is not None:
                 rows = max(1, min(PASS_ROWS, sizes.rows(self.teacher, self.tower) // 2))
                 try:
-                    values = self.mender.mend(self.tower, self.inputs[span], values, rows)
+                    values = self.checked_by.recompute_overflow(self.tower, self.inputs[span], values, rows)
                 except torch.OutOfMemoryError as error:
                     raise out_of_memory(self.teacher.card.slug, self.teacher.device, self.tower) from error
             with np.errstate(over="ignore"):
@@ -102,12 +102,12 @@ def launch(teacher: Teacher, tower: Tower, inputs: torch.Tensor, device: Device,
 
 def encoder(teacher: Teacher, tower: Tower, device: Device) -> Encode:
     """Return the function of a teacher that is launched on this device."""
-    if (mender := _mender(teacher, device)) is not None:
-        return partial(mender.launch, tower)
+    if (checker := _checker(teacher, device)) is not None:
+        return partial(checker.launch, tower)
     return teacher.encode_images if tower == "image" else teacher.encode_texts
 
 
-def _mender(teacher: Teacher, device: Device) -> LoadedTeacher | None:
+def _checker(teacher: Teacher, device: Device) -> LoadedTeacher | None:
     # What a pass gives is looked at when it is collected: looking at once would wait for it.
     return teacher if device.ahead and isinstance(teacher, LoadedTeacher) else None
 
@@ -137,7 +137,7 @@ class Queue:
         """Launch a teacher's passes over inputs on the device; `target[places]` becomes their features."""
         with self.clock("device"):
             passes = launch(teacher, tower, inputs, self.device, self.sizes)
-        self._windows[-1].append(Flight(teacher, tower, inputs, passes, _mender(teacher, self.device), target, places))
+        self._windows[-1].append(Flight(teacher, tower, inputs, passes, _checker(teacher, self.device), target, places))
         self.watch.beat()
 
     def settle(self, left: int = 0) -> None:

@@ -46,11 +46,13 @@ def info(path: StorePath, as_json: bool) -> None:
 @click.command()
 @STORE_PATH
 @click.option("--deep", is_flag=True, help="Also decode every feature: finite, not zero, NaN where missing.")
-@click.option("--repair", "mend", is_flag=True, help="Drop what is damaged, so that the next extract redoes it.")
+@click.option(
+    "--repair", "drop_damaged", is_flag=True, help="Drop what is damaged, so that the next extract redoes it."
+)
 @click.option("-n", "--sample", type=click.IntRange(min=1), help="Shards to check, drawn at random.  [default: all]")
 @SEED
 @JSON
-def verify(path: StorePath, deep: bool, mend: bool, sample: int | None, seed: int, as_json: bool) -> None:
+def verify(path: StorePath, deep: bool, drop_damaged: bool, sample: int | None, seed: int, as_json: bool) -> None:
     """Compare every byte with the ledger; exit status 1 when something is wrong and was not repaired.
 
     With -n, only the bytes of some shards are compared; metadata, entries and selections are still checked in full.
@@ -60,7 +62,7 @@ def verify(path: StorePath, deep: bool, mend: bool, sample: int | None, seed: in
     from mmkd.store.verify import verify as check
 
     report = check(path, deep, sample, seed)
-    done = repair(path, report) if mend else ()
+    done = repair(path, report) if drop_damaged else ()
     after = check(path, deep, sample, seed) if done else report
     content = asdict(report) | {"problems": report.problems, "repaired": done, "sound": after.sound}
     echo(as_json, content, (*report.problems, *done, _verdict(after)))

@@ -87,9 +87,9 @@ class QuestionsCorpus(FileCorpus):
             is_closed = labels.get("answer_type") == "CLOSED" and labels["split"] not in ("train", "val")
             if is_closed and answer in {candidate.lower() for candidate in self.candidates}:
                 for candidate in self.candidates:
-                    told: dict[str, str | None] = {"answer": candidate, KIND: CANDIDATE, TEXT_OF: row.key}
+                    more: dict[str, str | None] = {"answer": candidate, KIND: CANDIDATE, TEXT_OF: row.key}
                     text = f"{caption} {candidate}"
-                    yield CorpusRow(f"{row.key}#{candidate}", text, None, labels=labels | told, by_design=True)
+                    yield CorpusRow(f"{row.key}#{candidate}", text, None, labels=labels | more, by_design=True)
 
     def _records(self, part: Part) -> list[dict[str, Any]]:
         """Return the questions of one file. Raises CorpusError if it is not JSON, not a list of questions."""

@@ -80,7 +80,7 @@ class LoadedTeacher:
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         """Encode uint8 (B, C, H, W) of the teacher's geometry; returns float32 (B, D)."""
-        return self.mend("image", pixels, self.launch("image", pixels))
+        return self.recompute_overflow("image", pixels, self.launch("image", pixels))
 
     def tokenize(self, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
         """Return int64 (B, L) padded to the context, and each caption's tokens before it is cut."""
@@ -95,12 +95,12 @@ class LoadedTeacher:
 
     def encode_texts(self, tokens: torch.Tensor) -> torch.Tensor:
         """Encode int64 (B, L), L one of `text_lengths`; returns float32 (B, D)."""
-        return self.mend("text", tokens, self.launch("text", tokens))
+        return self.recompute_overflow("text", tokens, self.launch("text", tokens))
 
     @torch.inference_mode()
     def launch(self, tower: Tower, inputs: torch.Tensor) -> torch.Tensor:
         """Encode as `encode_images` or `encode_texts`, without looking at the result, which would wait for a device: in
-        half precision rows may be NaN or infinite until `mend` has seen them."""
+        half precision rows may be NaN or infinite until `recompute_overflow` has seen them."""
         if inputs.shape[0] == 0:
             return torch.zeros(0, self.card.dim, device=self.device)
         if self._half is None:
@@ -109,7 +109,9 @@ class LoadedTeacher:
             return self._forward(tower, inputs)
 
     @torch.inference_mode()
-    def mend(self, tower: Tower, inputs: torch.Tensor, features: torch.Tensor, rows: int = 32) -> torch.Tensor:
+    def recompute_overflow(
+        self, tower: Tower, inputs: torch.Tensor, features: torch.Tensor, rows: int = 32
+    ) -> torch.Tensor:
         """Return features float32 (B, D), on any device, with those that half precision broke computed again in
         float32, `rows` at a time, from their inputs."""
         broken = ~torch.isfinite(features).all(dim=1) if self._half is not None else torch.zeros(0)
