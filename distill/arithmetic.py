@@ -36,17 +36,20 @@ def count_arithmetic(towers: Towers, context: int, ranks: int, *, half: bool) ->
     image = torch.zeros(1, 3, height, width, dtype=torch.uint8, device=device)
     tokens = torch.ones(1, context, dtype=torch.long, device=device)
     training, fast = towers.training, torch.backends.mha.get_fastpath_enabled()
-    towers.eval()
+    learned = {name for name, parameter in towers.student.named_parameters() if parameter.requires_grad}
+    towers.eval().requires_grad_(False)  # the counter hooks the gradient of a parameter that a module is called with
     torch.backends.mha.set_fastpath_enabled(False)  # the counter knows neither it nor a CPU's attention
     try:
         total = 0.0
         for encode, inputs, visual in ((towers.encode_images, image, True), (towers.encode_tokens, tokens, False)):
             with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
                 encode(inputs)
-            own = [p for name, p in towers.student.named_parameters() if name.startswith("visual.") == visual]
-            total += counter.get_total_flops() * (3 if any(one.requires_grad for one in own) else 1)
+            learns = any(name.startswith("visual.") == visual for name in learned)
+            total += counter.get_total_flops() * (3 if learns else 1)
     finally:
         towers.train(training)
+        for name, parameter in towers.student.named_parameters():
+            parameter.requires_grad_(name in learned)
         torch.backends.mha.set_fastpath_enabled(fast)
     cuda = device.type == "cuda"
     peak, _ = peak_tflops(torch.cuda.get_device_name(device) if cuda else "cpu", half)

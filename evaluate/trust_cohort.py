@@ -76,6 +76,11 @@ def load_cohort(
         if missing := int((there & ~sound).sum()):
             remarks.append(f"{counted(missing, 'row')} without features of {one.model} left out, for all models")
         there &= sound
+    if not there.any():
+        raise UserError(
+            f"{data.spec.dataset}: no row has {columns[0]}, {columns[1]} and features of every model "
+            f"({', '.join(remarks)}); name columns that have values"
+        )
     coded = [np.unique(cell[there].astype(str), return_inverse=True) for cell in (*cells, group)]
     (classes, biology), (sites, confounder), (_, member) = coded
     kept = [one[there].tolist() for one in (samples.ids[first], *cells, group)]

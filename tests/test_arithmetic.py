@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from mmkd.base.arithmetic import PEAK, arithmetic_text, peak_tflops
 from mmkd.base.notes import read_note, write_note
 from mmkd.base.process import usable_cores
 from mmkd.distill.arithmetic import count_arithmetic
+from mmkd.distill.config import StudentConfig
 from mmkd.distill.student import Towers, build_student
 from mmkd.extract.batch_search import search_rows
 from mmkd.extract.cluster import workers_beside
@@ -67,10 +69,6 @@ def test_flops_are_those_of_the_formulas(teacher: LoadedTeacher) -> None:
 
 
 def test_a_training_step_counts_its_towers_three_times(tmp_path: Path) -> None:
-    import json
-
-    from mmkd.distill.config import StudentConfig
-
     (tmp_path / "student.json").write_text(json.dumps(TINY))
     towers = Towers(build_student(StudentConfig(model=str(tmp_path / "student.json"))))
     counted = count_arithmetic(towers, TEXT["context_length"], 2, half=False)
@@ -82,6 +80,30 @@ def test_a_training_step_counts_its_towers_three_times(tmp_path: Path) -> None:
     assert locked.sample_flops == IMAGE + 3 * caption(TEXT["context_length"])
     assert locked.peak == 2.0 * torch.get_num_threads()
     assert locked.rates(1e12 / locked.sample_flops)["mfu"] == pytest.approx(1 / locked.peak)
+    learned = {name.split(".")[0] for name, one in towers.student.named_parameters() if one.requires_grad}
+    assert "visual" not in learned
+    assert "transformer" in learned
+
+
+class Shifted(torch.nn.Module):
+    """An image tower that calls a module with a view of a parameter, as attention pooling does with its queries."""
+
+    def __init__(self, visual: torch.nn.Module) -> None:
+        super().__init__()
+        self.visual, self.mixer = visual, torch.nn.Linear(DIM, DIM, bias=False)
+        self.query = torch.nn.Parameter(torch.ones(1, DIM))
+        self.image_size, self.preprocess_cfg = visual.image_size, visual.preprocess_cfg
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.visual(pixels) + self.mixer(self.query.expand(len(pixels), -1))
+
+
+def test_a_module_that_is_called_with_a_parameter_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "student.json").write_text(json.dumps(TINY))
+    student = build_student(StudentConfig(model=str(tmp_path / "student.json")))
+    student.visual = Shifted(student.visual)
+    counted = count_arithmetic(Towers(student), TEXT["context_length"], 1, half=False)
+    assert counted.sample_flops == 3 * (IMAGE + 2 * DIM * DIM + caption(TEXT["context_length"]))
 
 
 def test_a_peak_is_what_doctor_measured_or_what_is_stated() -> None:

@@ -185,6 +185,7 @@ def test_training_rows_in_other_bytes_are_known(
     else:
         encoding = "int8" if change == "another precision" else "float32"
         arguments = ["store", "subset", str(training_scene / "features"), str(other), "--encoding", encoding]
+        arguments += ["--allow-loss", "selections"]
         assert CliRunner().invoke(cli, arguments, catch_exceptions=False).exit_code == 0
     sample_table = FeatureStore.sample_table
 

@@ -94,6 +94,8 @@ OUTPUTS = [
     Output("evaluate figure file", False, evaluated("figure", "heat-map", "--model", "alpha")),
     Output("evaluate report file", False, evaluated("report", "--model", "alpha")),
     Output("evaluate leakage hashes", False, evaluated("leakage", "--hashes")),
+    Output("evaluate leaderboard file", False, evaluated("leaderboard")),
+    Output("evaluate merge out", True, lambda scene, out: ["evaluate", "merge", out, *[scene / "suite-results"] * 2]),
 ]
 
 INPUTS = {
@@ -132,6 +134,15 @@ INPUTS = {
     "evaluate figure out",
     "evaluate report suite",
     "evaluate report out",
+    "evaluate subgroups suite",
+    "evaluate subgroups out",
+    "evaluate trust suite",
+    "evaluate trust out",  # the results, below which it writes
+    "evaluate merge folders",
+    "evaluate leaderboard suite",
+    "evaluate leaderboard out",
+    "evaluate claim suite",
+    "evaluate claim out",
     "evaluate leakage suite",
     "evaluate leakage training",
 }
@@ -233,7 +244,13 @@ def test_an_output_that_cannot_be_written_is_left_as_it_was(
         pytest.skip("a regular file may be replaced")
     if obstacle is other_kind and output.command in ("demo directory", "evaluate run out", "distill run"):
         pytest.skip("writes beside what is in the folder")
-    path = tmp_path / ("out.html" if "report" in output.command else "out.png" if "figure" in output.command else "out")
+    path = tmp_path / (
+        "out.html"
+        if "report" in output.command or "leaderboard" in output.command
+        else "out.png"
+        if "figure" in output.command
+        else "out"
+    )
     obstacle(path)
     before = path.lstat()
     link = path.readlink() if path.is_symlink() else None
