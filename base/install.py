@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import distributions
 from urllib.parse import unquote, urlsplit
 
 
@@ -11,9 +11,11 @@ def install_command(*extras: str) -> str:
     """`pip install` for these extras, from the checkout, file or git URL that the installation records (PEP 610). Never
     a bare `mmkd[...]`: anyone could have registered that name."""
     wanted = f"[{','.join(extras)}]" if extras else ""
+    # The folder that Python runs in may hold metadata too, those that a build left in a checkout, without an origin.
+    recorded = (found.read_text("direct_url.json") for found in distributions(name="mmkd"))
     try:
-        origin = json.loads(distribution("mmkd").read_text("direct_url.json") or "{}")
-    except (PackageNotFoundError, ValueError):
+        origin = json.loads(next(filter(None, recorded), "{}"))
+    except ValueError:
         origin = {}
     url = str(origin.get("url", ""))
     if "dir_info" in origin and url.startswith("file:"):

@@ -187,10 +187,15 @@ def test_extras_come_from_where_mmkd_came(
     origin: dict[str, object] | None, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Installed:
-        def read_text(self, _: str) -> str | None:
-            return None if origin is None else json.dumps(origin)
+        def __init__(self, text: str | None) -> None:
+            self.text = text
 
-    monkeypatch.setattr(install, "distribution", lambda _: Installed())
+        def read_text(self, _: str) -> str | None:
+            return self.text
+
+    # The first is what a build leaves in a checkout, where Python may run.
+    found = [Installed(None), Installed(None if origin is None else json.dumps(origin))]
+    monkeypatch.setattr(install, "distributions", lambda name: found)
     assert install_command("wsi") == expected
 
 

@@ -226,8 +226,8 @@ def export_npy(store: FeatureStore, out: Path, allow_loss: Collection[str] = ())
         noted, samples = {EXPORT: json.dumps(note).encode()}, rows.rows()
         for shard, span in enumerate(iter_shards(store.record)):
             suffix = f"{shard:0{width}d}"
-            for tower, prefix in PREFIXES.items():
-                buffer = io.BytesIO()
+            for tower in card.towers:
+                buffer, prefix = io.BytesIO(), PREFIXES[tower]
                 np.save(buffer, consecutive(store.features(slug, tower), slice(span.start, span.stop)))
                 write_atomically(out / slug / prefix / f"{prefix}_{suffix}.npy", buffer.getbuffer())
             numbered = ({**row, "row": number} for number, row in zip(span, samples, strict=False))

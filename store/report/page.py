@@ -111,7 +111,7 @@ def _commands(content: Content, options: Options) -> dict[str, tuple[str, str]]:
     drawn += f" --seed {options.seed}" if options.seed else ""
     chosen = f" --teachers {','.join(options.teachers)}" if options.teachers else ""
     projection = "" if options.projection == Options().projection else f" --projection {options.projection}"
-    slugs = [pair.slug for pair in content.statistics.pairs]
+    slugs = list(dict.fromkeys(tower.slug for tower in content.statistics.towers))
     one = slugs[0] if slugs else "NAME"
     stats, near = f"mmkd store stats {root}", f"mmkd store neighbors {root} KEY --teacher {one}"
     again = f"mmkd store report {root} report.html{chosen}{drawn}{projection} --json"
