@@ -24,7 +24,7 @@ from mmkd.extract.teachers import describe_teacher, parse_teachers
 from mmkd.store import FeatureStore
 from mmkd.store.writer import add_teacher
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROWS = 1024
 
 

@@ -229,7 +229,7 @@ def test_a_preload_that_ends_its_process_is_one_line(
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_a_preload_that_waits_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_site.py").write_text("import time; time.sleep(1000)")
     monkeypatch.syspath_prepend(tmp_path)
