@@ -106,8 +106,8 @@ def compare(
     folder: ResultFolder, model: str, question: Question, against: tuple[str, ...] = (), level: float | None = None
 ) -> Comparison:
     """Compare a model with its rivals (by default all other models) from stored predictions, with intervals at `level`
-    (by default the suite's). Raises ConfigError
-    for an unknown model, task, metric, head or share; CorruptStoreError if predictions are not of the same samples."""
+    (by default the suite's). Raises ConfigError for an unknown model, task, metric, head or share; CorruptStoreError if
+    predictions are not of the same samples."""
     known = folder.plan.models
     rivals = against or tuple(name for name in known if name != model)
     for name in (model, *rivals):

@@ -16,6 +16,7 @@ from mmkd.evaluate.predictions import read_predictions
 from mmkd.evaluate.results import ResultRow, append_results, read_results
 from mmkd.evaluate.suite import Suite, differing_keys
 from mmkd.evaluate.task import Unit
+from mmkd.evaluate.trust import SCHEMA, VERSION
 
 TRUST = "trust"
 """Folder of the files of `mmkd evaluate trust`."""
@@ -119,7 +120,7 @@ def read_trust(folder: Path) -> dict[str, dict[str, Any]]:
     for path in sorted((folder / TRUST).glob("*.json")):
         try:
             content = json.loads(path.read_bytes())
-            known = (content["schema"], content["version"]) == ("mmkd.trust", 1)
+            known = (content["schema"], content["version"]) == (SCHEMA, VERSION)
         except (ValueError, KeyError, TypeError):
             known = False
         if not known:

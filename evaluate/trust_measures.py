@@ -24,6 +24,8 @@ from mmkd.store import FeatureStore
 
 Score = Callable[[Floats], Floats]
 """Counts of groups (B, G) to values (B,)."""
+ELEMENTS = 1 << 22
+"""Counts held at a time: 32 MiB."""
 
 
 @dataclass(frozen=True)
@@ -199,9 +201,15 @@ def jackknifed(score: Score, group: Codes, rows: Codes) -> Score:
     """Return the value of `score` plus what groups add by the jackknife (Efron 1982), linear in their counts: a measure
     of pairs is biased in resamples, where pairs within a group are too many."""
     groups, members = int(group.max()) + 1, np.unique(group[rows])
-    without = np.ones((len(members), groups))
-    without[np.arange(len(members)), members] = 0
-    value, others = float(score(np.ones((1, groups)))[0]), score(without)
+
+    def without(some: Codes) -> Floats:
+        counts = np.ones((len(some), groups))
+        counts[np.arange(len(some)), some] = 0
+        return score(counts)
+
+    # A few at a time: with a group for each of 100,000 rows all would be gigabytes.
+    blocks = np.array_split(members, -(-len(members) * groups // ELEMENTS))
+    value, others = float(score(np.ones((1, groups)))[0]), np.concatenate([without(some) for some in blocks])
     influence = np.zeros(groups)
     influence[members] = (np.mean(others) - others) * math.sqrt((len(members) - 1) / len(members))
     return lambda counts: value + (counts - 1) @ influence

@@ -90,8 +90,8 @@ def remove_entry(root: StorePath, shard: int, slug: str) -> None:
     """Delete a shard's entry, before any of its files changes. Raises StoreError if the store cannot be written;
     CorruptStoreError if the folded entries cannot be read."""
     path = root / folded_entries(shard)
-    if is_there(path) and (shard, slug) in (entries := read_folded(path)):
-        write_folded(path, (entry for place, entry in entries.items() if place != (shard, slug)))
+    if is_there(path) and (shard, slug) in read_folded(path, shard):
+        write_folded(path, (entry for place, entry in read_folded(path).items() if place != (shard, slug)))
     path = root / ledger_entry(shard, slug)
     with disk_errors(path):
         path.unlink(missing_ok=True)

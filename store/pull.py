@@ -17,6 +17,7 @@ import pyarrow as pa
 from mmkd.base.errors import CorruptStoreError, StoreError, UserError
 from mmkd.base.files import write_atomically
 from mmkd.base.lock import only_writer
+from mmkd.base.places.remote import StorePath
 from mmkd.store.card import TeacherCard
 from mmkd.store.chunk import encode_chunk
 from mmkd.store.encoding import ArraySpec
@@ -153,7 +154,7 @@ class _Transfer:
     def __init__(self, source: FeatureStore, out: Path) -> None:
         self.source, self.root, self.out = source, source.root, out
         self.target = Store(out, source.record)
-        self._arrays: dict[tuple[str, str], StoredArray] = {}
+        self._arrays: dict[tuple[StorePath, str, str], StoredArray] = {}
         self.vouched = {entry.shard: entry.samples_sha256 for entry in source.ledger.values()}
 
     def part(self, shard: int) -> int:
@@ -193,17 +194,18 @@ class _Transfer:
         return found.kept.size
 
     def _chunk(self, spec: ArraySpec, entry: LedgerEntry) -> int:
-        crc = entry.crc32c(spec)
-        try:
-            StoredArray(self.target, entry.teacher, spec).read(entry.shard, crc)
-        except CorruptStoreError:
-            data, _ = encode_chunk(self._source_array(entry.teacher, spec).read(entry.shard, crc))
-            write_atomically(self.out / spec.loose(entry.teacher, entry.shard), data)
-            return len(data)
-        return 0
+        crc, there = entry.crc32c(spec), self._array(self.target, entry.teacher, spec)
+        if there.has_file(entry.shard):
+            with suppress(CorruptStoreError):  # brought again
+                there.read(entry.shard, crc)
+                return 0
+        data, _ = encode_chunk(self._array(self.source, entry.teacher, spec).read(entry.shard, crc))
+        write_atomically(self.out / spec.loose(entry.teacher, entry.shard), data)
+        return len(data)
 
-    def _source_array(self, slug: str, spec: ArraySpec) -> StoredArray:
-        return self._arrays.setdefault((slug, spec.name), StoredArray(self.source, slug, spec))
+    def _array(self, store: Store, slug: str, spec: ArraySpec) -> StoredArray:
+        """Return the files of one array as they were when the first of its chunks was looked for."""
+        return self._arrays.setdefault((store.root, slug, spec.name), StoredArray(store, slug, spec))
 
 
 def _is_part(data: bytes, sha256: str | None) -> bool:

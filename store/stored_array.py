@@ -39,12 +39,18 @@ class StoredArray:
     @property
     def _files(self) -> tuple[frozenset[int], frozenset[int]]:
         """Shards with a loose chunk, and numbers of packs."""
-        if self._listed is None:
+        listed = self._listed  # other threads may forget it at any moment
+        if listed is None:
             # Loose ones first: what is packed in between is then in both lists.
             loose = _numbers((self.root / self.spec.loose(self.slug, 0)).parent)
             pack = self.root / self.spec.pack(self.slug, 0)
-            self._listed = loose, _numbers(pack.parent if self.spec.width is None else pack.parent.parent)
-        return self._listed
+            self._listed = listed = loose, _numbers(pack.parent if self.spec.width is None else pack.parent.parent)
+        return listed
+
+    def has_file(self, shard: int) -> bool:
+        """Return True if there is a file that may hold a chunk."""
+        loose, packs = self._files
+        return shard in loose or shard // self.per_pack in packs
 
     def forget(self) -> None:
         """Look the files up again."""
@@ -63,18 +69,19 @@ class StoredArray:
     def file(self, shard: int) -> str:
         """Return the name of the file that holds a chunk."""
         number = shard // self.per_pack
-        is_packed = shard not in self.loose and number in self._files[1]
+        loose, packs = self._files
+        is_packed = shard not in loose and number in packs
         return self.spec.pack(self.slug, number) if is_packed else self.spec.loose(self.slug, shard)
 
     def _body(self, shard: int, crc32c: str) -> bytes:
         name = self.file(shard)
         number, place = divmod(shard, self.per_pack)
-        if shard in self.loose or number not in self._files[1]:
+        if name == self.spec.loose(self.slug, shard):
             return read_body(self.root, name, self.chunk_bytes, crc32c)
         try:
-            if number not in self._indexes:
-                self._indexes[number] = self._read_index(name)
-            if (start := self._indexes[number][place]) is None:
+            if (index := self._indexes.get(number)) is None:
+                self._indexes[number] = index = self._read_index(name)
+            if (start := index[place]) is None:
                 raise CorruptStoreError(f"{name} has no chunk of shard {shard} although the ledger vouches for it")
             data = self._range(name, start, self.chunk_bytes)
         except OSError as error:

@@ -125,10 +125,8 @@ def verify(root: StorePath, deep: bool = False, sample: int | None = None, seed:
             findings.append(Problem(name, said, entry.shard, entry.teacher))
     temporary = tuple(sorted(name_in(root, path) for path in temporary_files(root)))
     orphans = tuple(sorted(_orphans(store, scan.files, (name for entry in entries for name in check.accounted(entry)))))
-    checked = len(looked_at) + sum(
-        file not in scan.folded for file, _ in scan.faults
-    )  # with those that were unreadable
-    return VerifyReport(checked, tuple(findings), temporary, orphans, deep, len(shards), len(every))
+    unreadable = sum(file not in scan.folded for file, _ in scan.faults)
+    return VerifyReport(len(looked_at) + unreadable, tuple(findings), temporary, orphans, deep, len(shards), len(every))
 
 
 def drawn_shards(shards: int, sample: int, seed: int) -> frozenset[int]:

@@ -21,7 +21,7 @@ from trust_scene import hospitals
 
 from mmkd.base.errors import MmkdError
 from mmkd.cli.evaluate import evaluate
-from mmkd.evaluate import load_suite, neighbors, robustness
+from mmkd.evaluate import load_suite, neighbors, robustness, trust_measures
 from mmkd.evaluate.metrics import balanced_accuracy
 from mmkd.evaluate.neighbors import nearest_rows, shares_of_votes
 from mmkd.evaluate.resampling import group_counts
@@ -295,3 +295,22 @@ def test_intervals_of_the_index_hold_the_mean_of_studies() -> None:
         limits.append(np.percentile(draws, [2.5, 97.5]))
     low, high = np.transpose(limits)
     assert 0.91 < np.mean((low <= np.mean(values)) & (np.mean(values) <= high)) < 0.99
+
+
+def test_the_jackknife_is_the_same_a_few_groups_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    group, values = rng.integers(0, 30, size=90), rng.normal(size=90)
+    asked: list[int] = []
+
+    def score(counts: np.ndarray) -> np.ndarray:
+        asked.append(len(counts))
+        weights = counts[:, group]
+        return (weights @ values) ** 2 / weights.sum(axis=1)
+
+    counts = rng.poisson(1.0, size=(5, 30)).astype(np.float64)
+    whole = trust_measures.jackknifed(score, group, np.arange(90))(counts)
+    assert max(asked) == 30
+    asked.clear()
+    monkeypatch.setattr(trust_measures, "ELEMENTS", 4 * 30)
+    assert np.array_equal(trust_measures.jackknifed(score, group, np.arange(90))(counts), whole)
+    assert max(asked) <= 4

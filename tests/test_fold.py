@@ -25,12 +25,13 @@ from tiny_store import make_card, make_index, make_store
 from mmkd.base.errors import CorruptStoreError
 from mmkd.base.lock import only_writer
 from mmkd.cli.main import cli
-from mmkd.store import FeatureStore
+from mmkd.store import FeatureStore, ledger
 from mmkd.store.fold import fold
 from mmkd.store.ledger import entries_of_shard, read_ledger, remove_entry, unfold_entries, write_entry
 from mmkd.store.pack import decode_index, encode_index, index_bytes
 from mmkd.store.record import CorpusRecord, Store
 from mmkd.store.samples import read_part
+from mmkd.store.stored_array import StoredArray
 from mmkd.store.verify import repair, verify
 from mmkd.store.writer import ShardFeatures, add_teacher, create_store, write_shard
 
@@ -476,3 +477,33 @@ def test_xarray_and_tensorstore_open_it(folded: Path) -> None:
     assert data["image"].dims == ("row", "feature")
     assert data["valid"].dims == ("row",)
     assert np.array_equal(data["image"].values, expected["plain/image"], equal_nan=True)
+
+
+class Forgetful(StoredArray):
+    """Another thread forgets what was looked up as soon as it is kept."""
+
+    class Indexes(dict[int, Any]):
+        def __setitem__(self, number: int, index: Any) -> None:
+            pass
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, {"_listed": None, "_indexes": self.Indexes()}.get(name, value))
+
+
+def test_an_array_is_read_while_another_thread_looks_its_files_up_again(folded: Path) -> None:
+    store = FeatureStore.open(folded)
+    array = Forgetful(store, "small", store.card("small").tower_arrays("image")[0])
+    for (shard, slug), entry in store.ledger.items():
+        if slug == "small":
+            assert array.read(shard, entry.crc32c(array.spec)).shape == (256, DIM)
+
+
+def test_an_entry_is_removed_without_reading_those_of_other_shards(
+    folded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[Any] = []
+    real = ledger.parse_document
+    monkeypatch.setattr(ledger, "parse_document", lambda *given: parsed.append(given) or real(*given))
+    remove_entry(folded, 1, "nobody")
+    assert len(parsed) == 2
+    assert len(read_ledger(folded)) == 2 * len({shard for shard, _ in read_ledger(folded)})

@@ -311,6 +311,13 @@ def test_some_rows_at_a_time_give_the_same_and_keep_no_logits(name: str, monkeyp
     assert least <= teachers * count * width
 
 
+def test_a_batch_that_fits_is_compared_without_a_step_of_its_own() -> None:
+    """Gradients of features that several terms use would be added in another order: other bits."""
+    features = PairFeatures(torch.ones(3, 4), torch.ones(3, 4), torch.arange(3))
+    assert features.rows(slice(None)) is features
+    assert features.rows(slice(1, 3)).group.tolist() == [1, 2]
+
+
 def test_a_row_without_weight_may_hold_anything() -> None:
     values = torch.tensor([2.0, float("inf"), 4.0], requires_grad=True)
     mean = weighted_mean(values, torch.tensor([1.0, 0.0, 3.0]))

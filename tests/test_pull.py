@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from mmkd.base.errors import CorruptStoreError, StoreError
 from mmkd.base.files import write_atomically
 from mmkd.base.places.remote import StorePath, as_root
 from mmkd.cli.main import cli
-from mmkd.store import FeatureStore, UserError
+from mmkd.store import FeatureStore, UserError, stored_array
 from mmkd.store.fold import fold
 from mmkd.store.inputs import Inputs, write_inputs
 from mmkd.store.ledger import read_ledger, remove_entry, write_entry
@@ -255,3 +256,21 @@ def test_as_many_files_at_the_same_time_as_are_asked_for(tmp_path: Path, monkeyp
     for out, words in (("a", []), ("b", ["--workers", "3"])):
         assert mmkd_pull(tmp_path / "s", tmp_path / out, *words).exit_code == 0
     assert pools == [8, 3]
+
+
+def test_a_folder_is_listed_once_however_many_shards_are_brought(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_store(tmp_path / "store", 2000, [make_card("alpha", 8)])
+    listed: Counter[str] = Counter()
+    real = stored_array.list_folder
+
+    def list_folder(folder: StorePath, *more: str) -> list[StorePath]:
+        listed[str(folder)] += 1
+        return real(folder, *more)
+
+    monkeypatch.setattr(stored_array, "list_folder", list_folder)
+    monkeypatch.setattr("mmkd.store.pull.fold", lambda store: None)
+    bring(tmp_path / "store", tmp_path / "out")
+    assert max(listed.values()) <= 4  # one for each of the threads that come to it first, of eight shards
+    assert len(listed) == 2 * 2 * 3

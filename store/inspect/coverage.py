@@ -32,9 +32,7 @@ class Coverage:
 
     def holes(self, slug: str) -> list[tuple[int, int]]:
         """Return ranges (first, last) of shards that the teacher lacks, in order."""
-        missing = np.flatnonzero(~self.done[self.teachers.index(slug)])
-        runs = np.split(missing, np.flatnonzero(np.diff(missing) > 1) + 1)
-        return [(int(run[0]), int(run[-1])) for run in runs if len(run)]
+        return ranges_of(np.flatnonzero(~self.done[self.teachers.index(slug)]))
 
     @property
     def fuller(self) -> NDArray[np.float64]:
@@ -78,6 +76,12 @@ def coverage(store: FeatureStore) -> Coverage:
         for tower in asked:
             share[tower][index, shard] = entry.sound_rows(tower) / rows[shard] if entry else 0
     return Coverage(tuple(store.teachers), rows, done, share)
+
+
+def ranges_of(numbers: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Return ranges (first, last) of ascending numbers."""
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
+    return [(int(run[0]), int(run[-1])) for run in runs if len(run)]
 
 
 def shard_ranges(ranges: list[tuple[int, int]], most: int = 8) -> str:

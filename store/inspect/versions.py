@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 
 from mmkd.base.errors import CorruptStoreError, UserError
 from mmkd.base.files import create_atomically, list_folder
 from mmkd.base.places.remote import StorePath
 from mmkd.store.hierarchy import SEAL, Document, parse_document, read_file, read_json, seal_of
-from mmkd.store.inspect.coverage import shard_ranges
+from mmkd.store.inspect.coverage import ranges_of, shard_ranges
 from mmkd.store.layout import check_slug, is_slug, sample_part
 from mmkd.store.reader import FeatureStore
 from mmkd.store.selections import read_selection_card, selection_names
@@ -70,7 +71,7 @@ def differences(one: StoreContent, other: StoreContent) -> Iterator[str]:
             ("differ", {shard for shard in shards.keys() & theirs.keys() if shards[shard] != theirs[shard]}),
         ):
             if numbers:
-                yield f"{name}: shards {shard_ranges(_ranges(numbers))} {what}"
+                yield f"{name}: shards {shard_ranges(ranges_of(np.array(sorted(numbers))))} {what}"
 
 
 class Tag(Document):
@@ -131,17 +132,6 @@ def read_tag(root: StorePath, name: str) -> Tag:
 def tag_names(root: StorePath) -> list[str]:
     names = (path.name.removesuffix(".json") for path in list_folder(root / FOLDER, "*.json"))
     return [name for name in names if is_slug(name)]
-
-
-def _ranges(numbers: set[int]) -> list[tuple[int, int]]:
-    """Return ranges (first, last) of these numbers, in order."""
-    ranges: list[tuple[int, int]] = []
-    for number in sorted(numbers):
-        if ranges and ranges[-1][1] == number - 1:
-            ranges[-1] = ranges[-1][0], number
-        else:
-            ranges.append((number, number))
-    return ranges
 
 
 def _digest(content: Any) -> str:
