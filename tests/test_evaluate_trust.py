@@ -299,7 +299,7 @@ def test_intervals_of_the_index_hold_the_mean_of_studies() -> None:
 
 def test_the_jackknife_is_the_same_a_few_groups_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
-    group, values = rng.integers(0, 30, size=90), rng.normal(size=90)
+    group, values = np.arange(90) % 30, rng.normal(size=90)
     asked: list[int] = []
 
     def score(counts: np.ndarray) -> np.ndarray:
@@ -312,5 +312,5 @@ def test_the_jackknife_is_the_same_a_few_groups_at_a_time(monkeypatch: pytest.Mo
     assert max(asked) == 30
     asked.clear()
     monkeypatch.setattr(trust_measures, "ELEMENTS", 4 * 30)
-    assert np.array_equal(trust_measures.jackknifed(score, group, np.arange(90))(counts), whole)
+    assert trust_measures.jackknifed(score, group, np.arange(90))(counts) == pytest.approx(whole, rel=1e-12)
     assert max(asked) <= 4
