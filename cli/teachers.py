@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from dataclasses import asdict
@@ -34,22 +35,24 @@ def teachers() -> None:
 @teachers.command("list")
 @JSON
 def list_teachers(as_json: bool) -> None:
-    """List the nine teachers of the original, then their variants."""
-    from mmkd.extract.teachers.published import the_nine, variants
+    """List the nine teachers of the original, their variants, then other public encoders."""
+    from mmkd.extract.teachers.published import encoders, the_nine, variants
 
+    groups = {"the_nine": the_nine(), "variants": variants(), "encoders": encoders()}
     if as_json:
-        groups = {"the_nine": the_nine(), "variants": variants()}
         click.echo(json.dumps({name: [t.model_dump() for t in group] for name, group in groups.items()}, indent=1))
         return
     rows = []
-    for teacher in (*the_nine(), *variants()):
+    for teacher in itertools.chain(*groups.values()):
         name = f"{teacher.slug} *" if teacher.inferred else teacher.slug
-        terms = teacher.license.partition(" (")[0]
-        rows.append((name, teacher.image_tower, teacher.text_tower, str(teacher.dim), terms, teacher.source))
+        terms = teacher.license.partition(" (")[0] + ", gated" * teacher.gated
+        towers = (teacher.image_tower or "none", teacher.text_tower or "none")
+        rows.append((name, *towers, str(teacher.dim), terms, teacher.source))
     header = ("name", "image tower", "text tower", "width", "license", "source")
     lines = [line[2:] for line in table_lines(header, rows, words=header)]
-    nine = 1 + len(the_nine())
-    click.echo("\n".join([*lines[:nine], "", "variants, not part of `--teachers all`:", *lines[nine:]]))
+    nine, others = 1 + len(groups["the_nine"]), len(lines) - len(groups["encoders"])
+    click.echo("\n".join([*lines[:nine], "", "variants, not part of `--teachers all`:", *lines[nine:others]]))
+    click.echo("\n".join(["", "other public encoders, not part of `--teachers all`:", *lines[others:]]))
     click.echo("\n* inferred to be the ninth: no file of the original's release names it")
 
 
@@ -166,15 +169,17 @@ def _facts(teacher: PublishedTeacher) -> str:
         f"{teacher.name} ({teacher.slug})",
         f"also called   {', '.join(teacher.also_called) or '-'}",
         f"source        {teacher.source}" + (f" at {teacher.revision}" if teacher.revision else ""),
-        f"image tower   {teacher.image_tower}",
-        f"text tower    {teacher.text_tower}",
+        *(["access        gated: accept the terms there, then run `hf auth login`"] if teacher.gated else []),
+        f"image tower   {teacher.image_tower or 'none'}",
+        f"text tower    {teacher.text_tower or 'none: no text features, no zero-shot'}",
         f"width         {teacher.dim}",
-        f"tokenizer     {teacher.tokenizer}, cut to {teacher.context} tokens",
-        f"pixels        {teacher.pixels}",
+        *([f"tokenizer     {teacher.tokenizer}, cut to {teacher.context} tokens"] if teacher.text_tower else []),
+        *([f"pixels        {teacher.pixels}"] if teacher.image_tower else []),
         f"files         {', '.join(teacher.files)}",
         f"sha256        {teacher.weights_sha256 or 'none published that we know of'}",
         f"license       {teacher.license}",
         f"paper         {teacher.paper}",
+        *(f"known from    {source}" for source in teacher.sources),
         *(f"open          {question}" for question in teacher.open_questions),
     ]
     return "\n".join(lines)
@@ -183,9 +188,9 @@ def _facts(teacher: PublishedTeacher) -> str:
 def _screen(report: CheckReport) -> str:
     from mmkd.store.layout import TOWER_INPUTS
 
-    size = "{} x {} pixels, ".format(*report.image_size) if report.image_size else ""
+    size = "{} x {} pixels, ".format(*report.image_size) if report.image_size else "no image tower, "
     cut = {"text": f"; {report.captions_cut} cut to the context"}
-    context = f"{report.context_length} tokens, " if "text" in report.towers else ""
+    context = f"{report.context_length} tokens, " if "text" in report.towers else "no text tower, "
     count = f"{report.parameters:,} parameters, " if report.parameters is not None else ""
     scale = f"{report.logit_scale:.2f}" if report.logit_scale is not None else "not in the files"
     lines = [

@@ -87,6 +87,8 @@ def check_teacher(
     folder of pictures; None for the drawn ones. `golden`: folder of the original's samples."""
     loader = find_loader(spec)
     card = loader.describe(spec)
+    if images is not None:
+        card.tower_arrays("image")  # or the error that there is no such tower
     samples = read_golden(golden, spec.slug) if golden is not None else None
     started = time.perf_counter()
     teacher = loader.load(spec, card, device)
@@ -248,19 +250,11 @@ def pictures_in(folder: Path) -> list[Image.Image]:
     one that cannot be decoded."""
     if not folder.is_dir():
         raise TeacherError(f"there is no folder {folder} with pictures")
-    pictures: list[Image.Image] = []
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        try:
-            pictures.append(_decoded(path))
-        except TeacherError:
-            # A file that neither is a picture nor is called one may lie there.
-            if path.suffix.lower() in Image.registered_extensions():
-                raise
-        if len(pictures) == 64:
-            break
-    if not pictures:
-        raise TeacherError(f"{folder} has no picture that can be read; expected PNG, JPEG, TIFF or the like")
-    return pictures
+    named = Image.registered_extensions()
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in named)
+    if not paths:
+        raise TeacherError(f"{folder} has no picture; expected files that are called .png, .jpg, .tif or the like")
+    return [_decoded(path) for path in paths[:64]]
 
 
 def _decoded(path: Path) -> Image.Image:
