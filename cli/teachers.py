@@ -190,13 +190,14 @@ def _screen(report: CheckReport) -> str:
 
     size = "{} x {} pixels, ".format(*report.image_size) if report.image_size else "no image tower, "
     cut = {"text": f"; {report.captions_cut} cut to the context"}
-    context = f"{report.context_length} tokens, " if "text" in report.towers else "no text tower, "
+    context = f"{report.context_length} tokens" if "text" in report.towers else "no text tower"
     count = f"{report.parameters:,} parameters, " if report.parameters is not None else ""
     scale = f"{report.logit_scale:.2f}" if report.logit_scale is not None else "not in the files"
+    scale = f", logit scale {scale}" if len(report.towers) > 1 else ""  # which compares images with texts
     lines = [
         f"{report.slug}: loaded from {report.source} in {report.load_seconds:.1f} s, every weight accounted for",
         f"digest        {report.digest} ({report.loader})",
-        f"model         {count}width {report.dim}, {size}{context}logit scale {scale}",
+        f"model         {count}width {report.dim}, {size}{context}{scale}",
         *(_tower(TOWER_INPUTS[tower], found) + cut.get(tower, "") for tower, found in report.towers.items()),
         f"peak memory   {report.peak_memory_bytes / 2**20:,.0f} MiB",
     ]
