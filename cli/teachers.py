@@ -46,8 +46,7 @@ def list_teachers(as_json: bool) -> None:
     for teacher in itertools.chain(*groups.values()):
         name = f"{teacher.slug} *" if teacher.inferred else teacher.slug
         terms = teacher.license.partition(" (")[0] + ", gated" * teacher.gated
-        towers = (teacher.image_tower or "none", teacher.text_tower or "none")
-        rows.append((name, *towers, str(teacher.dim), terms, teacher.source))
+        rows.append((name, teacher.image_tower, teacher.text_tower, str(teacher.dim), terms, teacher.source))
     header = ("name", "image tower", "text tower", "width", "license", "source")
     lines = [line[2:] for line in table_lines(header, rows, words=header)]
     nine, others = 1 + len(groups["the_nine"]), len(lines) - len(groups["encoders"])
@@ -170,11 +169,11 @@ def _facts(teacher: PublishedTeacher) -> str:
         f"also called   {', '.join(teacher.also_called) or '-'}",
         f"source        {teacher.source}" + (f" at {teacher.revision}" if teacher.revision else ""),
         *(["access        gated: accept the terms there, then run `hf auth login`"] if teacher.gated else []),
-        f"image tower   {teacher.image_tower or 'none'}",
-        f"text tower    {teacher.text_tower or 'none: no text features, no zero-shot'}",
+        f"image tower   {teacher.image_tower}",
+        f"text tower    {teacher.text_tower}{': no text features, no zero-shot' * (teacher.text_tower == 'none')}",
         f"width         {teacher.dim}",
-        *([f"tokenizer     {teacher.tokenizer}, cut to {teacher.context} tokens"] if teacher.text_tower else []),
-        *([f"pixels        {teacher.pixels}"] if teacher.image_tower else []),
+        *([f"tokenizer     {teacher.tokenizer}, cut to {teacher.context} tokens"] * (teacher.text_tower != "none")),
+        *([f"pixels        {teacher.pixels}"] * (teacher.image_tower != "none")),
         f"files         {', '.join(teacher.files)}",
         f"sha256        {teacher.weights_sha256 or 'none published that we know of'}",
         f"license       {teacher.license}",

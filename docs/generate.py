@@ -84,7 +84,7 @@ def encoder_table() -> str:
     known = ["", "| name | pixels | known from | not confirmed |", "|---|---|---|---|"]
     for card in encoders():
         gated = "yes" if card.gated else "no"
-        cells = (card.slug, card.source, gated, card.image_tower, card.text_tower or "none", card.dim, card.license)
+        cells = (card.slug, card.source, gated, card.image_tower, card.text_tower, card.dim, card.license)
         rows.append(f"| {' | '.join(map(str, cells))} |")
         sources, questions = "; ".join(card.sources), "; ".join(card.open_questions) or "-"
         known.append(f"| {card.slug} | {card.pixels} | {sources} | {questions} |")

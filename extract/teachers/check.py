@@ -87,16 +87,15 @@ def check_teacher(
     folder of pictures; None for the drawn ones. `golden`: folder of the original's samples."""
     loader = find_loader(spec)
     card = loader.describe(spec)
-    if images is not None:
-        card.tower_arrays("image")  # or the error that there is no such tower
     samples = read_golden(golden, spec.slug) if golden is not None else None
     started = time.perf_counter()
     teacher = loader.load(spec, card, device)
     load_seconds = time.perf_counter() - started
     towers: dict[Tower, TowerReport] = {}
     lengths: list[int] = []
-    if (look := card.preprocessing) is not None:
-        geometry = geometry_of(look)
+    look = card.preprocessing
+    if look is not None or images is not None:  # who names pictures hears that there is no tower for them
+        geometry = geometry_of(card.image_preprocessing)
         pictures = drawn_pictures() if images is None else pictures_in(images)
         arrays = [pixels_of(picture, [geometry])[geometry] for picture in pictures]
         towers["image"] = _run(teacher, "encode_images", torch.from_numpy(np.stack(arrays)).to(device))

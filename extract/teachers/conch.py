@@ -3,7 +3,7 @@ github.com/mahmoodlab/CONCH, conch/open_clip_custom (coca_model.py, vision_tower
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -59,8 +59,7 @@ class ConchTowers(nn.Module):
 
     def encode_text(self, text: torch.Tensor) -> torch.Tensor:
         """Encode int64 (B, L), padded to the context; returns (B, D), projected, not normalized."""
-        features: torch.Tensor = self.text(text)
-        return features
+        return cast(torch.Tensor, self.text(text))
 
 
 def _plan(spec: TeacherSpec) -> Plan:
@@ -71,7 +70,7 @@ def _plan(spec: TeacherSpec) -> Plan:
     return Plan(
         spec=spec,
         loader="conch",
-        weights=weight_files(spec, ("pytorch_model.bin", "model.safetensors")),
+        weights=weight_files(spec),
         preprocessing=spec.preprocessing or look,
         tokenizer=TokenizerPlan(_CONTEXT, folder, pad_id=0) if folder else None,
         dim=_DIM,

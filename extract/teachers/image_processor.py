@@ -86,8 +86,7 @@ def preprocessing_of(spec: TeacherSpec, source: Source) -> Preprocessing:
         fits = bool(cropped) and (shortest == min(height, width) or (height == width < shortest))
     steps = asked.do_resize and asked.do_normalize and asked.do_rescale is not False
     if not (interpolation and fits and steps and abs(asked.rescale_factor * 255 - 1) < 1e-6):
-        names = ("size", "crop_size", "resample", "do_resize", "do_center_crop", "do_rescale", "do_normalize")
-        asks = ", ".join(f"{name} {given[name]}" for name in (*names, "rescale_factor") if name in given)
+        asks = ", ".join(f"{name} {value}" for name, value in given.items() if name in _ImageProcessor.model_fields)
         raise spec.error(
             f"the image processor asks for {asks}, which mmkd does not do exactly; give 'preprocessing' in a YAML card"
         )

@@ -45,9 +45,9 @@ class PublishedTeacher(Frozen):
     options: dict[str, JsonValue] = Field(default_factory=dict)
     preprocessing: Preprocessing | None = None
     """Where the authors do otherwise than their files say, or the files do not say."""
-    image_tower: str = ""
-    text_tower: str = ""
-    """Empty, as the other, where there is none."""
+    image_tower: str = "none"
+    text_tower: str = "none"
+    """What it is; `none`, as the other, where there is none."""
     dim: int
     files: tuple[str, ...]
     """Configuration, weights and tokenizer that the source publishes."""
@@ -97,8 +97,7 @@ def variants() -> tuple[PublishedTeacher, ...]:
 
 def encoders() -> tuple[PublishedTeacher, ...]:
     """Other public encoders: image towers alone, and two with both towers."""
-    known = (*the_nine(), *variants())
-    return tuple(card for card in _read_cards().values() if card not in known)
+    return tuple(card for slug, card in _read_cards().items() if slug not in _NINE and card.like not in _NINE)
 
 
 def known_teacher(name: str) -> PublishedTeacher | None:

@@ -23,7 +23,6 @@ from mmkd.extract.teachers.weights import load_strictly, read_weights
 from mmkd.store import Preprocessing
 
 _CONFIG = "config.json"
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 class TimmOptions(BaseModel, frozen=True, extra="forbid"):
@@ -73,7 +72,7 @@ def _plan(spec: TeacherSpec) -> Plan:
     return Plan(
         spec=spec,
         loader="timm",
-        weights=weight_files(spec, _WEIGHTS),
+        weights=weight_files(spec),
         preprocessing=spec.preprocessing or _preprocessing(spec, published),
         tokenizer=None,
         dim=model.head_hidden_size * (2 if options.pooling == "class_mean" else 1),

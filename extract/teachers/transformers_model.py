@@ -29,7 +29,6 @@ _IMAGE = (*_POOLED, "vit", "vit_mae")
 _TEXT = ("bert", "roberta", "xlm-roberta", "mpnet", "distilbert", "electra", "modernbert")
 _KINDS = (*_DUAL, *_IMAGE, *_TEXT)
 _CONFIG = "config.json"
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # A CLIP text tower whose configuration says 2 reads the highest id instead: the first files had it wrong
 # (transformers, modeling_clip.py).
 _LEGACY_EOS = 2
@@ -59,18 +58,18 @@ class TransformersTowers(nn.Module):
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
         """Encode float32 (B, 3, H, W); returns (B, D), of a dual encoder projected, not normalized."""
         if self._pooling is None:
-            return _pooled(self.model.get_image_features(pixel_values=image))
-        return _pooled(self.model(pixel_values=image), self._pooling, self._prefix)
+            return pooled(self.model.get_image_features(pixel_values=image))
+        return pooled(self.model(pixel_values=image), self._pooling, self._prefix)
 
     def encode_text(self, text: torch.Tensor) -> torch.Tensor:
         """Encode int64 (B, L); returns (B, D), of a dual encoder projected. One tower alone masks padding."""
         if self._pooling is None:
-            return _pooled(self.model.get_text_features(input_ids=text))
+            return pooled(self.model.get_text_features(input_ids=text))
         mask = text != self.model.config.pad_token_id
-        return _pooled(self.model(input_ids=text, attention_mask=mask.long()), self._pooling, mask)
+        return pooled(self.model(input_ids=text, attention_mask=mask.long()), self._pooling, mask)
 
 
-def _pooled(output: Any, pooling: Pooling = "model", counted: torch.Tensor | int = 0) -> torch.Tensor:
+def pooled(output: Any, pooling: Pooling = "model", counted: torch.Tensor | int = 0) -> torch.Tensor:
     """Return the features; those of a dual encoder are a tensor up to transformers 4, and pooled output from 5 on."""
     if pooling != "model":
         return pool_tokens(output.last_hidden_state, pooling, counted)
@@ -103,7 +102,7 @@ def _plan(spec: TeacherSpec) -> Plan:
     return Plan(
         spec=spec,
         loader="transformers",
-        weights=weight_files(spec, _WEIGHTS),
+        weights=weight_files(spec),
         preprocessing=None if kind in _TEXT else spec.preprocessing or preprocessing_of(spec, source),
         tokenizer=None if kind in _IMAGE else _tokenizer(spec, kind, text),
         dim=int(dim) * (2 if pooling == "class_mean" else 1),
