@@ -11,8 +11,6 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from mmkd.base.errors import NotAStoreError, UserError, collect
 from mmkd.base.text import cell_text, one_line
 from mmkd.evaluate.dataset import SPLITS, DatasetRows, load_dataset, value_counts, value_name
@@ -25,7 +23,7 @@ from mmkd.evaluate.suite import Suite
 from mmkd.evaluate.tasks import TASKS
 from mmkd.store import MmkdError
 from mmkd.store.evaluation_rows import read_prompts
-from mmkd.store.layout import SOUND_BIT, TOWERS, Tower
+from mmkd.store.layout import TOWERS, Tower
 
 WRITTEN_NULLS = ("nan", "nat", "na", "<na>", "n/a", "none", "null", "missing", "unknown", "not available", "-", "?")
 """What tables write for no value, in lower case. It is text to us, so that all these rows would be one group."""
@@ -207,12 +205,10 @@ def _check_features(data: DatasetRows, features: Features, found: DatasetCheck) 
     needed += [(samples, "text") for samples in (data.prompts, data.negatives, *data.texts.values()) if samples]
     missing = {}
     for samples, tower in needed:
-        there = np.ones(len(samples), dtype=bool)
         if lacking := set(features.members) - set(data.store.having(features.members, tower)):
             found.problems.append(f"{sorted(lacking)[0]} has no {tower} tower, which the tasks read; leave it out")
             break
-        for slug in features.members:
-            there &= (data.store.valid(slug)[samples.rows] & SOUND_BIT[tower]) != 0
+        there = features.sound(tower, samples.rows)
         if not there.all():
             missing[samples.name] = int((~there).sum())
         if len(samples) and not there.any():

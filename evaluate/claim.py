@@ -86,10 +86,10 @@ def judge(folder: ResultFolder, text: str, metric: str | None = None, comparison
     short = f"{bootstrap.n} resamples are too few for {counted(count, 'comparison')}; raise bootstrap n" if few else ""
     parts: list[Part] = []
     for question in questions:
-        parts += _parts(folder, question, model, rivals, level, short, measured in scoring.lower_is_better)
+        parts += _parts(folder, question, model, rivals, level, short, scoring.metrics[measured].lower)
     answers = {one.answer for one in parts}
     answer: Answer = "no" if "no" in answers else "yes" if answers == {"yes"} else "cannot tell"
-    return Claim(text.strip(), answer, measured, measured not in scoring.not_shares, level, count, tuple(parts))
+    return Claim(text.strip(), answer, measured, scoring.metrics[measured].share, level, count, tuple(parts))
 
 
 def _parts(

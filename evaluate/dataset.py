@@ -216,16 +216,16 @@ class DatasetRows:
         return np.array([index[value] for value in values], dtype=np.int64)
 
 
-def load_dataset(spec: DatasetSpec, store: FeatureStore) -> DatasetRows:
-    """Raises UserError for a column that the store lacks, a value that a filter names and no row has, or a key that
-    occurs twice in a split."""
+def load_dataset(spec: DatasetSpec, store: FeatureStore, also: tuple[str, ...] = ()) -> DatasetRows:
+    """Find the rows of a data set, with the columns that its tasks read and `also`. Raises UserError for a column that
+    the store lacks, a value that a filter names and no row has, or a key that occurs twice in a split."""
     counts: dict[str, Counter[object]] = {}
     select = partial(_select, spec.dataset, store, counts)
     splits: dict[str, Samples] = {}
     for name in SPLITS:
         chosen: RowFilter | None = getattr(spec.rows, name)
         if chosen is not None:
-            splits[name] = select(name, chosen, spec.columns)
+            splits[name] = select(name, chosen, (*spec.columns, *also))
             keys, times = np.unique(splits[name].ids, return_counts=True)
             if (times > 1).any():
                 raise UserError(f"{spec.dataset}: key {str(keys[times > 1][0])!r} stands twice among the {name} rows")

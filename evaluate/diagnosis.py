@@ -20,7 +20,7 @@ from mmkd.evaluate.heads.settings import MilSettings, Trained, budget_warnings
 from mmkd.evaluate.linear_probe import Labeled, LinearProbeSettings, choose_c, fit, fit_warnings
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.scoring import STANDARD, Scoring
+from mmkd.evaluate.scoring import STANDARD, Metric, Scoring
 from mmkd.evaluate.splits import Round, answers, folded_resamples, folds_of, mean_over_folds, rounds, shared_groups
 from mmkd.evaluate.strata import subgroups_of
 from mmkd.evaluate.task import Task, TaskSettings, Variant, without_features
@@ -58,8 +58,8 @@ class Diagnosis(Task[DiagnosisSettings]):
 
     def standard_scoring(self, spec: DatasetSpec) -> Scoring:
         """Classification metrics within folds, averaged over folds; patients are resampled inside their folds."""
-        metrics = {name: mean_over_folds(metric) for name, metric in STANDARD.metrics.items()}
-        return replace(STANDARD, metrics=metrics, proportions=frozenset(), resamples=folded_resamples)
+        metrics = {name: Metric(mean_over_folds(metric)) for name, metric in STANDARD.metrics.items()}
+        return replace(STANDARD, metrics=metrics, resamples=folded_resamples)
 
     def problems(self, data: DatasetRows) -> list[str]:
         _Slides(data).folds(self.own(data.spec), seed=0)

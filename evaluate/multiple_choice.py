@@ -14,7 +14,7 @@ from mmkd.evaluate.features import Features
 from mmkd.evaluate.metrics import Floats, ratio, weighted_mean
 from mmkd.evaluate.predictions import Predictions, choices_digest
 from mmkd.evaluate.retrieval import TIE
-from mmkd.evaluate.scoring import Scoring
+from mmkd.evaluate.scoring import Metric, Scoring
 from mmkd.evaluate.task import Task, TaskSettings, Variant, answers_of_test
 from mmkd.evaluate.vqa import normalized
 from mmkd.store.evaluation_rows import CANDIDATE, KIND, TEXT_OF
@@ -58,12 +58,11 @@ class MultipleChoice(Task[ChoiceSettings]):
         return Scoring(
             "standard",
             {
-                "acc": lambda found, weights: weighted_mean(found.column("right"), weights),
-                "acc_over_chance": _over_chance,
-                "chance": lambda found, weights: weighted_mean(1 / found.column("options"), weights),
+                "acc": Metric(lambda found, weights: weighted_mean(found.column("right"), weights), mean=True),
+                "acc_over_chance": Metric(_over_chance),
+                "chance": Metric(lambda found, weights: weighted_mean(1 / found.column("options"), weights)),
             },
             "acc",
-            proportions=frozenset({"acc"}),
         )
 
     def problems(self, data: DatasetRows) -> list[str]:

@@ -16,8 +16,7 @@ from mmkd.evaluate.dataset import DatasetRows, Split
 from mmkd.evaluate.features import Bags
 from mmkd.evaluate.metrics import Floats, mean_of_defined
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.resampling import BootstrapSettings, group_counts, name_words
-from mmkd.evaluate.scoring import Metric
+from mmkd.evaluate.scoring import BootstrapSettings, Score, group_counts, name_words
 
 
 def draw_share(y: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
@@ -153,7 +152,7 @@ def read_folds(values: NDArray[np.object_], group: NDArray[np.object_], column: 
     return fold.astype(np.int64)
 
 
-def mean_over_folds(metric: Metric) -> Metric:
+def mean_over_folds(metric: Score) -> Score:
     """Return the mean of a metric over the folds where it has a value. Scores of two folds come from two models and are
     not on one scale, so they are never ranked together."""
 

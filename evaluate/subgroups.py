@@ -112,7 +112,7 @@ def subgroup_table(folder: ResultFolder, question: Question, column: str, models
         title=f"{question.task}{head}, {metric} by {column}; suite {folder.plan.suite.suite}",
         column=column,
         metric=metric,
-        percent=metric not in scoring.not_shares,
+        percent=scoring.metrics[metric].share,
         rows=tuple(rows),
         notes=tuple(notes),
     )

@@ -21,7 +21,7 @@ from mmkd.evaluate.heads.settings import MilSettings, Trained, budget_warnings
 from mmkd.evaluate.measured import alive_at
 from mmkd.evaluate.metrics import Floats, concordance
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.scoring import Scoring
+from mmkd.evaluate.scoring import Metric, Scoring
 from mmkd.evaluate.splits import Round, answers, folded_resamples, folds_of, mean_over_folds, rounds
 from mmkd.evaluate.strata import subgroups_of
 from mmkd.evaluate.survival_scores import breslow, interpolated
@@ -92,7 +92,7 @@ class Survival(Task[SurvivalSettings]):
         has a patient with an event: these are contrasted with all."""
         return Scoring(
             "standard",
-            {"c_index": mean_over_folds(_c_index)},
+            {"c_index": Metric(mean_over_folds(_c_index))},
             "c_index",
             resamples=folded_resamples,
             contrasts=lambda found: [(found.column("event") > 0, np.ones(len(found), dtype=bool))],

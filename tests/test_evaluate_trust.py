@@ -24,8 +24,8 @@ from mmkd.cli.evaluate import evaluate
 from mmkd.evaluate import load_suite, neighbors, robustness, trust_measures
 from mmkd.evaluate.metrics import balanced_accuracy
 from mmkd.evaluate.neighbors import nearest_rows, shares_of_votes
-from mmkd.evaluate.resampling import group_counts
 from mmkd.evaluate.robustness import TrustSettings
+from mmkd.evaluate.scoring import group_counts
 from mmkd.evaluate.trust import MEASURES, TrustReport, measure_trust
 
 QUICK = TrustSettings(combinations=1, clusters=(2, 4), repeats=2, silhouette_inits=1, inits=1)
