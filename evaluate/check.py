@@ -18,7 +18,7 @@ from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.fetch import source_place
 from mmkd.evaluate.plan import model_names, open_stores
-from mmkd.evaluate.strata import subgroups_of
+from mmkd.evaluate.splits import subgroups_of
 from mmkd.evaluate.suite import Suite
 from mmkd.evaluate.tasks import TASKS
 from mmkd.store import MmkdError

@@ -94,12 +94,7 @@ class Comparison:
         return json.dumps({"model": self.model, "title": self.title, "rivals": rivals}, indent=1) + "\n"
 
     def _text(self, difference: Difference | str | None) -> str:
-        if not isinstance(difference, Difference) or math.isnan(difference.value):
-            return "-"
-        scale = 100 if self.percent else 1
-        value, low, high = (one * scale for one in (difference.value, difference.low, difference.high))
-        form = "+.1f" if self.percent else "+.2f"
-        return f"{value:{form}}" if math.isnan(low) else f"{value:{form}} [{low:{form}}, {high:{form}}]"
+        return difference.text(self.percent) if isinstance(difference, Difference) else "-"
 
 
 def compare(

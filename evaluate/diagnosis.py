@@ -21,8 +21,16 @@ from mmkd.evaluate.linear_probe import Labeled, LinearProbeSettings, choose_c, f
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.scoring import STANDARD, Metric, Scoring
-from mmkd.evaluate.splits import Round, answers, folded_resamples, folds_of, mean_over_folds, rounds, shared_groups
-from mmkd.evaluate.strata import subgroups_of
+from mmkd.evaluate.splits import (
+    Round,
+    answers,
+    folded_resamples,
+    folds_of,
+    mean_over_folds,
+    rounds,
+    shared_groups,
+    subgroups_of,
+)
 from mmkd.evaluate.task import Task, TaskSettings, Variant, without_features
 
 

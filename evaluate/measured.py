@@ -14,12 +14,21 @@ from mmkd.base.errors import UserError
 from mmkd.evaluate import calibration
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.measures import Operating
-from mmkd.evaluate.metrics import Floats, mean_of_defined, net_benefit, quadratic_kappa, sensitivity_at, weighted_mean
+from mmkd.evaluate.metrics import (
+    Censoring,
+    Floats,
+    dynamic_auroc,
+    integrated_brier,
+    mean_of_defined,
+    net_benefit,
+    quadratic_kappa,
+    sensitivity_at,
+    weighted_mean,
+)
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.scoring import Contrast, Metric, Scoring
 from mmkd.evaluate.splits import mean_over_folds
 from mmkd.evaluate.statistics import FEWEST_GROUPS
-from mmkd.evaluate.survival_scores import Censoring, dynamic_auroc, integrated_brier
 
 Answers = Literal["", "classes", "labels", "survival"]
 """What a task predicts: probabilities of classes or of each of several labels, survival, or what only subgroups

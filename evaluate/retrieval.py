@@ -18,7 +18,7 @@ from mmkd.evaluate.features import Features
 from mmkd.evaluate.metrics import Floats, recall_at, weighted_mean, weighted_median
 from mmkd.evaluate.predictions import Predictions, choices_digest
 from mmkd.evaluate.scoring import Metric, Scoring
-from mmkd.evaluate.strata import subgroups_of
+from mmkd.evaluate.splits import subgroups_of
 from mmkd.evaluate.task import Task, TaskSettings, Variant, without_features
 from mmkd.store import UserError
 from mmkd.store.layout import Tower

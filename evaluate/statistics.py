@@ -138,6 +138,14 @@ def averaged(parts: Sequence[Replicates], *, same_rows: bool = False) -> Replica
     )
 
 
+def interval_text(value: float, low: float, high: float, form: str, scale: int = 1) -> str:
+    """`value [low, high]`, times `scale` in the format `form`; `-` without a value, bare without an interval."""
+    if math.isnan(value):
+        return "-"
+    limits = "" if math.isnan(low) else f" [{low * scale:{form}}, {high * scale:{form}}]"
+    return f"{value * scale:{form}}{limits}"
+
+
 def p_text(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.3g}"
 
@@ -152,6 +160,11 @@ class Difference:
     high: float
     p: float
     n: int
+
+    def text(self, percent: bool) -> str:
+        """The difference with its sign and its interval."""
+        form, scale = ("+.1f", 100) if percent else ("+.2f", 1)
+        return interval_text(self.value, self.low, self.high, form, scale)
 
     def verdict(self, lower_is_better: bool = False) -> Verdict | None:
         """`tie` when the interval holds zero; None where there is no interval."""

@@ -19,7 +19,7 @@ from mmkd.evaluate.measured import Answers, with_measures
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions, Validation
 from mmkd.evaluate.scoring import Scoring
-from mmkd.evaluate.strata import subgroups_of
+from mmkd.evaluate.splits import subgroups_of
 from mmkd.store.layout import Tower
 
 

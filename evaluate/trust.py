@@ -15,7 +15,7 @@ import numpy as np
 from scipy.stats.contingency import association
 
 from mmkd.base.errors import ConfigError, UserError
-from mmkd.base.text import counted, number, one_line, plain_values, table_lines
+from mmkd.base.text import counted, one_line, plain_values, table_lines
 from mmkd.evaluate import robustness
 from mmkd.evaluate.dataset import load_dataset
 from mmkd.evaluate.dataset_spec import DatasetSpec
@@ -24,7 +24,7 @@ from mmkd.evaluate.plan import model_names
 from mmkd.evaluate.results import code_digest
 from mmkd.evaluate.robustness import TrustSettings
 from mmkd.evaluate.scoring import BootstrapSettings, name_words
-from mmkd.evaluate.statistics import TOLERANCE, Difference, Replicates, holm, paired_difference
+from mmkd.evaluate.statistics import TOLERANCE, Difference, Replicates, holm, interval_text, paired_difference
 from mmkd.evaluate.suite import Suite
 from mmkd.evaluate.trust_cohort import Cohort, load_cohort
 from mmkd.evaluate.trust_measures import Findings, curve_of, drop_of, examine, replicates_of, scores_of
@@ -77,8 +77,7 @@ class TrustReport:
         return one.interval(self.bootstrap.level)
 
     def shown(self, one: Replicates) -> str:
-        low, high = self.interval(one)
-        return number(one.value) + (f" [{number(low)}, {number(high)}]" if math.isfinite(low) else "")
+        return interval_text(one.value, *self.interval(one), ".3f")
 
     def rank(self, model: str, name: str) -> str:
         """Return 1 plus the number of models with a better value, `-` without one."""

@@ -16,7 +16,7 @@ from mmkd.base.errors import UserError
 from mmkd.evaluate import metrics, robustness
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.metrics import Floats
-from mmkd.evaluate.neighbors import nearest_rows, shares_of_votes
+from mmkd.evaluate.neighbors import blocks_of, nearest_rows, shares_of_votes
 from mmkd.evaluate.robustness import Codes, Combination, Generalization, TrustSettings
 from mmkd.evaluate.scoring import BootstrapSettings, group_counts
 from mmkd.evaluate.statistics import Replicates, rarer_groups
@@ -58,7 +58,8 @@ def examine(store: str, model: str, members: tuple[str, ...], cohort: Cohort, se
 
     with threadpool_limits(1):
         k = min(max(robustness.MOST_NEIGHBORS, settings.k or 0), len(cohort.rows) - 1)
-        where, _ = nearest_rows(read, cohort.group, cohort.queries, k)
+        blocks, group = blocks_of(read, len(cohort.rows)), cohort.group
+        where, _ = nearest_rows(read(cohort.queries), blocks, k, group[cohort.queries], group)
         rows = cohort.probed
         linear, fold = robustness.linear_scores(read(rows), cohort.confounder[rows], cohort.group[rows], settings)
         clusters = tuple(robustness.cluster(read(one.rows), settings) for one in cohort.combinations)

@@ -20,8 +20,8 @@ from mmkd.evaluate.compare import compare
 from mmkd.evaluate.figures import FIGURES
 from mmkd.evaluate.folder import Question, ResultFolder
 from mmkd.evaluate.measured import probabilities
+from mmkd.evaluate.pages import write_report
 from mmkd.evaluate.predictions import Predictions, Validation, encode_predictions, read_predictions
-from mmkd.evaluate.report import write_report
 from mmkd.evaluate.statistics import holm, resampled
 from mmkd.evaluate.subgroups import subgroup_table
 
