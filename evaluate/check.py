@@ -202,7 +202,7 @@ def _similar_filters(data: DatasetRows) -> list[str]:
 def _check_features(data: DatasetRows, features: Features, found: DatasetCheck) -> None:
     towers: set[Tower] = {tower for task in data.spec.tasks for tower in TASKS[task].towers(data.spec)}
     needed = [(samples, tower) for tower in TOWERS if tower in towers for samples in data.splits.values()]
-    needed += [(samples, "text") for samples in (data.prompts, data.negatives, *data.texts.values()) if samples]
+    needed += [(samples, "text") for samples in data.texts.values() if len(samples)]
     missing = {}
     for samples, tower in needed:
         if lacking := set(features.members) - set(data.store.having(features.members, tower)):
@@ -251,9 +251,9 @@ def _check_source(spec: DatasetSpec, source: dict[str, object], found: DatasetCh
 def _check_prompts(data: DatasetRows) -> None:
     """Raise UserError if the prompt file changed since extraction."""
     prompts = data.spec.prompts
-    if prompts is None or prompts.file is None or data.prompts is None:
+    if prompts is None or prompts.file is None:
         return
-    stored = [one for one in (data.prompts, data.negatives) if one is not None]
+    stored = [samples for name, samples in data.texts.items() if name in ("prompt", "negative prompt")]
     extracted = Counter(text for samples in stored for text in zip(samples.ids, samples.column("caption"), strict=True))
     written = Counter((prompt.key, prompt.text) for prompt in read_prompts(Path(prompts.file)).prompts())
     for key, text in (written - extracted) or (extracted - written):

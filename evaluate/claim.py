@@ -77,7 +77,7 @@ def judge(folder: ResultFolder, text: str, metric: str | None = None, comparison
         raise ConfigError(f"{text!r} is no claim; write `MODEL beats MODEL on TASK`, or `MODEL beats all on TASK`")
     model, rival, task, head = found.groups()
     questions = folder.questions(task, head, metric=metric, by="dataset")
-    scoring, measured = folder.scoring(questions[0])
+    _, measured, scoring = folder.asked(questions[0])
     rivals = tuple(name for name in folder.plan.models if name != model) if rival == EVERY else (rival,)
     count = comparisons * len(questions) * len(rivals)
     bootstrap = folder.plan.suite.bootstrap

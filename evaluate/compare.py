@@ -110,8 +110,7 @@ def compare(
             raise ConfigError(f"{folder.out} has no model {one!r}; it has {', '.join(known)}")
     if not rivals or model in rivals:
         raise ConfigError(f"name a model other than {model!r} to compare with; there are {', '.join(known)}")
-    question = folder.asked(question)
-    scoring, name = folder.scoring(question)
+    question, name, scoring = folder.asked(question)
     metric = scoring.metrics[name]
     level = level or folder.plan.suite.bootstrap.level
     found = [_against(folder, question, model, rival, lower_is_better=metric.lower, level=level) for rival in rivals]

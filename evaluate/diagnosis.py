@@ -29,9 +29,8 @@ from mmkd.evaluate.splits import (
     mean_over_folds,
     rounds,
     shared_groups,
-    subgroups_of,
 )
-from mmkd.evaluate.task import Task, TaskSettings, Variant, without_features
+from mmkd.evaluate.task import Task, TaskSettings, Variant, answers_of_bags, without_features
 
 
 class DiagnosisSettings(TaskSettings):
@@ -117,18 +116,7 @@ class Diagnosis(Task[DiagnosisSettings]):
             + without_features(trained_on, int((~tested).sum()), "training bags")
             + budget_warnings([Trained(**one) for one in chosen if "epoch" in one]),
         }
-        return Predictions(
-            ids=slides.bags.ids[tested],
-            group=slides.group[tested],
-            domain=slides.bags.domains[tested],
-            y=slides.y[tested],
-            score=score[tested],
-            available=there[tested],
-            columns=data.classes,
-            info=info,
-            fold=fold[tested],
-            subgroups={name: v[tested] for name, v in subgroups_of(data, slides.bags.column).items()},
-        )
+        return answers_of_bags(slides.bags, score, there, data.classes, info=info, fold=fold, y=slides.y)
 
 
 class _Slides:

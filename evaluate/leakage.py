@@ -282,16 +282,15 @@ def _near_copies(
     asked = positions[alone[positions]]
     excluded = None if group is None else group[asked]
     found = nearest_rows(values[alone[positions]], other.blocks(kind), 1, excluded, group)
-    where, best = (one[:, 0] for one in found)
+    where, best = (column[:, 0] for column in found)
     order = np.argsort(-best, kind="stable")[: int((where >= 0).sum())]
     best = best[order]
     typical, closest = (closeness(np.median(best)), closeness(best[0])) if len(best) else (None, None)
     near = Near(len(positions), int((best >= least).sum()), typical, closest)
     pairs = []
-    for product, i in zip(best[: near.found], order[: near.found], strict=True):
-        size = closeness(product)
-        measured: dict[str, Any] = {"bits": round(size)} if kind == "hash" else {"cosine": size}
-        pairs.append(Pair(str(one.key[asked[i]]), str(other.key[where[i]]), kind, **measured))
+    for product, i in zip(best[: near.found], order, strict=False):
+        cosine, bits = (closeness(product), None) if kind == "features" else (None, round(closeness(product)))
+        pairs.append(Pair(str(one.key[asked[i]]), str(other.key[where[i]]), kind, cosine, bits))
     return near, pairs
 
 

@@ -64,13 +64,9 @@ def auroc(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats
 def average_precision(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats:
     """Return the sum over thresholds (one for equal scores) of precision times the recall gained there. Equals
     `sklearn.metrics.average_precision_score(sample_weight=...)`; NaN without positives."""
-    order = np.argsort(-score, kind="stable")
-    rows = np.ascontiguousarray(weights.T)[order]
-    own = np.where(positive[order, None], rows, 0.0)
-    thresholds = np.flatnonzero(np.diff(score[order], append=-np.inf))
-    hits = np.cumsum(own, axis=0)[thresholds]
-    precision = ratio(hits, np.cumsum(rows, axis=0)[thresholds])
-    return ratio(np.nansum(np.diff(hits, axis=0, prepend=0.0) * precision, axis=0), own.sum(axis=0))
+    hits, alarms = _at_thresholds(positive, score, weights)
+    gained = np.diff(hits, axis=0, prepend=0.0) * ratio(hits, hits + alarms)
+    return ratio(np.nansum(gained, axis=0), hits[-1:].sum(axis=0))
 
 
 def quadratic_kappa(y: Labels, score: Floats, weights: Floats) -> Floats:
@@ -86,15 +82,20 @@ def quadratic_kappa(y: Labels, score: Floats, weights: Floats) -> Floats:
 def sensitivity_at(positive: NDArray[np.bool_], score: Floats, weights: Floats, specificity: float) -> Floats:
     """Return the highest sensitivity of a threshold whose specificity is at least this; samples that score at least the
     threshold are found. Each resample has its own threshold. NaN without positives or negatives."""
-    order = np.argsort(-score, kind="stable")
-    rows = np.ascontiguousarray(weights.T)[order]
-    thresholds = np.flatnonzero(np.diff(score[order], append=-np.inf))
-    found = positive[order, None]
-    hits, alarms = (np.cumsum(np.where(mask, rows, 0.0), axis=0)[thresholds] for mask in (found, ~found))
+    hits, alarms = _at_thresholds(positive, score, weights)
     positives, negatives = hits[-1:].sum(axis=0), alarms[-1:].sum(axis=0)
     allowed = (alarms <= (1 - specificity) * negatives + 1e-9).sum(axis=0)  # alarms ascend
     best = np.take_along_axis(np.pad(hits, ((1, 0), (0, 0))), allowed[None], axis=0)[0]
     return np.where(negatives > 0, ratio(best, positives), np.nan)
+
+
+def _at_thresholds(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """Return positives and negatives that score at least each threshold, float64 (thresholds, B), from the highest."""
+    order = np.argsort(-score, kind="stable")
+    rows, found = np.ascontiguousarray(weights.T)[order], positive[order, None]
+    thresholds = np.flatnonzero(np.diff(score[order], append=-np.inf))
+    hits, alarms = (np.cumsum(np.where(mask, rows, 0.0), axis=0)[thresholds] for mask in (found, ~found))
+    return hits, alarms
 
 
 def net_benefit(positive: NDArray[np.bool_], score: Floats, weights: Floats, threshold: float) -> Floats:

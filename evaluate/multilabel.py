@@ -63,7 +63,7 @@ class MultilabelZeroShot(Task[MultilabelZeroShotSettings]):
         found = label_problems(data, ("test",)) + _no_probabilities(data)
         with collect(found):
             data.prompt_labels()
-            if data.negatives is not None:
+            if "negative prompt" in data.texts:
                 data.prompt_labels(negative=True)
         return found
 
@@ -78,19 +78,19 @@ class MultilabelZeroShot(Task[MultilabelZeroShotSettings]):
         scores, available = [], []
         for member in features.each_member():
             score, there = class_cosines(data, member)
-            if data.negatives is not None:
+            if "negative prompt" in data.texts:
                 # The softmax over two is the logistic function of their difference.
                 score = expit(scale * (score - class_cosines(data, member, negative=True)[0]))
             scores.append(score)
             available.append(there)
-        kind = "bare cosine" if data.negatives is None else "positive against negative prompts"
+        kind = "bare cosine" if "negative prompt" not in data.texts else "positive against negative prompts"
         info = {"score": kind, "temperature": scale, **prompt_facts(data, features)}
         return predictions(data, np.mean(scores, axis=0), np.logical_and.reduce(available), info)
 
 
 def _no_probabilities(data: DatasetRows) -> list[str]:
     """Report calibration of scores that are bare cosines."""
-    if data.negatives is not None or data.spec.measures.calibration is None:
+    if "negative prompt" in data.texts or data.spec.measures.calibration is None:
         return []
     return [
         f"{data.spec.dataset}: without negative prompts scores of multilabel_zero_shot are cosines, not probabilities; "

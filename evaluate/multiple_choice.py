@@ -92,9 +92,7 @@ def _questions(data: DatasetRows) -> list[tuple[NDArray[np.int64], int]]:
     """Return the positions of each test question's options, int64 (m,), and which of them is right. Raises UserError
     for a question with fewer than two options, or not exactly one right one."""
     columns, options, test = cast(ChoiceColumns, data.spec.multiple_choice), data.texts["option"], data.split("test")  # type: ignore[attr-defined]
-    of: dict[str, list[int]] = {}
-    for i, question in enumerate(options.column(columns.option_of)):
-        of.setdefault(str(question), []).append(i)
+    of = options.positions(columns.option_of)
     written = [normalized(one) for one in options.column(columns.answer)]
     found = []
     for key, caption, answer in zip(test.ids, test.column("caption"), test.column(columns.answer), strict=True):

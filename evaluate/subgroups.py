@@ -69,8 +69,7 @@ class SubgroupTable:
 def subgroup_table(folder: ResultFolder, question: Question, column: str, models: Sequence[str] = ()) -> SubgroupTable:
     """Compute a table from stored predictions. Raises ConfigError for an unknown model, task, metric, head or share, or
     a column that no data set has under `measures: subgroups`."""
-    question = folder.asked(question)
-    scoring, metric = folder.scoring(question)
+    question, metric, scoring = folder.asked(question)
     if unknown := [name for name in models if name not in folder.plan.models]:
         raise ConfigError(f"{folder.out} has no model {unknown[0]!r}; it has {', '.join(folder.plan.models)}")
     divided = [spec for spec in folder.datasets(question) if column in spec.measures.subgroups]

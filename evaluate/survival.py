@@ -22,8 +22,8 @@ from mmkd.evaluate.measured import alive_at
 from mmkd.evaluate.metrics import Floats, concordance
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.scoring import Metric, Scoring
-from mmkd.evaluate.splits import Round, answers, folded_resamples, folds_of, mean_over_folds, rounds, subgroups_of
-from mmkd.evaluate.task import Task, TaskSettings, Variant
+from mmkd.evaluate.splits import Round, answers, folded_resamples, folds_of, mean_over_folds, rounds
+from mmkd.evaluate.task import Task, TaskSettings, Variant, answers_of_bags
 from mmkd.store.layout import Tower
 
 COLUMNS = ("risk", "time", "event")
@@ -141,25 +141,15 @@ class Survival(Task[SurvivalSettings]):
         late = sum(not one.get("converged", True) for one in chosen)
         doubts = [f"{late} of {len(chosen)} Cox regressions did not converge"] if late else []
         doubts += budget_warnings([Trained(**one) for one in chosen if "epoch" in one])
-        return Predictions(
-            ids=bags.ids,
-            group=group,
-            domain=bags.domains,
-            y=None,
-            score=score,
-            available=there,
-            columns=(*COLUMNS, *map(alive_at, times)),
-            info={
-                "events": int(event.sum()),
-                "fold_sizes": np.bincount(fold).tolist(),
-                "fold_events": np.bincount(fold, weights=event).astype(int).tolist(),
-                "normalized": settings.normalized,
-                "chosen": chosen,
-                "warnings": doubts,
-            },
-            fold=fold,
-            subgroups=subgroups_of(data, bags.column),
-        )
+        info = {
+            "events": int(event.sum()),
+            "fold_sizes": np.bincount(fold).tolist(),
+            "fold_events": np.bincount(fold, weights=event).astype(int).tolist(),
+            "normalized": settings.normalized,
+            "chosen": chosen,
+            "warnings": doubts,
+        }
+        return answers_of_bags(bags, score, there, (*COLUMNS, *map(alive_at, times)), info=info, fold=fold)
 
 
 def follow_up(bags: Bags) -> tuple[Floats, NDArray[np.bool_]]:

@@ -176,8 +176,7 @@ def result_table(
 
 
 def build_table(folder: ResultFolder, question: Question) -> ResultTable:
-    question = folder.asked(question)
-    scoring, metric = folder.scoring(question)
+    question, metric, scoring = folder.asked(question)
     suite, scored, every = folder.plan.suite, folder.datasets(question), folder.datasets(replace(question, metric=None))
     parts: dict[str, dict[str, Parts]] = {model: {} for model in folder.plan.models}
     warnings: list[str] = []

@@ -236,10 +236,7 @@ def _candidates(data: DatasetRows) -> tuple[Samples, dict[str, list[int]]]:
     candidates = data.texts.get("candidate")
     if not candidates:
         raise UserError(f"{data.spec.dataset}: head `rank` needs `vqa: candidates`, text rows with written-out answers")
-    of: dict[str, list[int]] = {}
-    for i, question in enumerate(candidates.column(_columns(data).candidate_of)):
-        of.setdefault(str(question), []).append(i)
-    return candidates, of
+    return candidates, candidates.positions(_columns(data).candidate_of)
 
 
 def _answers(data: DatasetRows, samples: Samples) -> NDArray[np.object_]:

@@ -120,7 +120,7 @@ def test_subgroups_are_what_their_samples_score_alone_and_small_ones_have_no_int
     gap = resampled(
         found,
         ["gap_sex"],
-        folder.scoring(Question("zero_shot", "gap_sex"))[0],
+        folder.asked(Question("zero_shot", "gap_sex"))[2],
         bootstrap=folder.plan.suite.bootstrap,
         name="x",
         parts={"": found.available},

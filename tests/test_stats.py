@@ -126,7 +126,7 @@ def test_whole_groups_are_resampled(groups: list[int], seed: int) -> None:
 def test_resamples_do_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
     member = np.arange(50) // 2
     whole = np.concatenate(list(group_counts(member, 30, 3)))
-    monkeypatch.setattr("mmkd.evaluate.resampling.BLOCK_ELEMENTS", 220)
+    monkeypatch.setattr("mmkd.evaluate.scoring.BLOCK_ELEMENTS", 220)
     pieces = list(group_counts(member, 30, 3))
     assert len(pieces) == 8
     assert np.array_equal(np.concatenate(pieces), whole)
