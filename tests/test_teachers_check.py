@@ -61,7 +61,7 @@ def golden_folder(snapshot: snapshots.Snapshot, folder: Path, name: str) -> Path
         sample.mkdir(parents=True)
         picture.save(sample / "a.png")
         with torch.no_grad():
-            pixels = torch.from_numpy(pixels_of(picture, [geometry])[geometry])[None]
+            pixels = torch.tensor(pixels_of(picture, [geometry])[geometry])[None]
             image = snapshot.image(normalize(pixels, teacher.card.preprocessing).expand(-1, 3, -1, -1))[0]
             text = snapshot.text(teacher.tokenize([caption])[0])[0]
         pair = {f"{name}_img": image / image.norm(), f"{name}_txt": text / text.norm()}

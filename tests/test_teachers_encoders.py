@@ -163,7 +163,10 @@ def _asked(form: str, **changes: object) -> Callable[[Path], snapshots.Encoder]:
         (_asked("bert, mean", pooling=None), "write options.pooling of a bert in a YAML card: class, mean, class_mean"),
         (_asked("siglip", pooling="class"), "'class'; write options.pooling of a siglip_vision_model in a YAML card: "),
         (_asked("modernbert", pooling="model"), "options.pooling is 'model'; write options.pooling of a modernbert in"),
-        (_changed("dinov2", "preprocessor_config.json", do_center_crop=False), "the image processor asks for size"),
+        (
+            _changed("dinov2", "preprocessor_config.json", do_center_crop=False),
+            "do_center_crop False, .*which mmkd does not do exactly",
+        ),
         (_changed("dinov2", "preprocessor_config.json", size={"shortest_edge": 24}), "which mmkd does not do exactly"),
         (_changed("vit", "preprocessor_config.json", resample=1), "resample 1"),
     ],

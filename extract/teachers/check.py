@@ -207,7 +207,7 @@ def _compare_golden(teacher: Teacher, samples: list[GoldenSample]) -> GoldenRepo
                 f"{sample.image_feature.numel()}: another variant was used; see `mmkd teachers list`"
             )
         picture = _decoded(sample.image)
-        pixels = torch.from_numpy(pixels_of(picture, [geometry])[geometry])[None].to(teacher.device)
+        pixels = torch.tensor(pixels_of(picture, [geometry])[geometry])[None].to(teacher.device)
         tokens, _ = teacher.tokenize([sample.caption])
         image = teacher.encode_images(pixels)[0].cpu()
         text = teacher.encode_texts(tokens.to(teacher.device))[0].cpu()
