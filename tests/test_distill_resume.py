@@ -128,6 +128,7 @@ def test_kill_9_right_behind_a_checkpoint(
         last, best = (find_checkpoint(out, which) for which in ("last", "best"))
         assert step_of(last) == step
         progress = read(last).progress
+        assert (progress.best_step is None) == (step < 2)  # before the first validation
         assert step_of(best) == (progress.best_step or step)
         folder = export(out, tmp_path / str(step))
         facts = json.loads((folder / "mmkd_run.json").read_text())
