@@ -194,6 +194,12 @@ def test_a_misspelt_teacher_is_told_before_torch_is_loaded() -> None:
     assert done.stderr.startswith("Error: no teacher is called 'plipp': did you mean 'plip'?"), done.stderr
 
 
+def test_a_misspelt_key_of_a_run_is_told_before_torch_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("store: features\nout: run\nstudent: {model: ViT-B-16}\nepoch: 3\n")
+    done = mmkd_without("torch", f"distill {tmp_path / 'run.yaml'}")
+    assert done.stderr == f"Error: {tmp_path / 'run.yaml'}: epoch: unknown key; did you mean 'epochs'?\n"
+
+
 def test_a_wrong_corpus_path_is_told_before_torch_is_loaded() -> None:
     done = mmkd_without("torch", "extract nowhere.csv store --teachers plip")
     assert done.stderr.startswith("Error: corpus nowhere.csv does not exist; name a CSV"), done.stderr
