@@ -219,8 +219,9 @@ def test_a_wrong_corpus_path_is_told_before_torch_is_loaded() -> None:
         ("demo", "torch", "demo"),
     ],
 )
-def test_an_extra_that_is_missing_is_named(words: str, package: str, extra: str) -> None:
-    done = mmkd_without(package, words)
+def test_an_extra_that_is_missing_is_named(tmp_path: Path, words: str, package: str, extra: str) -> None:
+    (tmp_path / "run.yaml").write_text("store: features\nout: run\nstudent: {model: ViT-B-16}\n")
+    done = mmkd_without(package, words.replace("run.yaml", str(tmp_path / "run.yaml")))
     said = f"Error: this command needs the package {package!r}; run: {install_command(extra)}\n"
     assert (done.returncode, done.stderr) == (1, said), done.stderr
 
