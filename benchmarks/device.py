@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from mmkd.base.images.uri import image_source
 from mmkd.benchmarks.extract import shards_of, write_corpus
 from mmkd.benchmarks.result import Row, main
+from mmkd.benchmarks.simulated_device import SimulatedDevice
 from mmkd.extract.corpora import open_corpus
 from mmkd.extract.decoding import Threads, decode_windows
 from mmkd.extract.device import Encode, Pass
@@ -34,7 +35,6 @@ from mmkd.extract.forward import BatchSizes
 from mmkd.extract.report import ShardReport
 from mmkd.extract.run import make_store
 from mmkd.extract.shard import extract_shard
-from mmkd.extract.simulated_device import SimulatedDevice
 from mmkd.extract.teachers.geometry import geometry_of
 from mmkd.extract.teachers.protocol import Teacher
 from mmkd.store import FeatureStore, Preprocessing, TeacherCard

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 Names = tuple[str, ...] | None
 """Value of `TEACHERS`."""
-ENCODINGS = ("float16", "float32", "int8")
-"""As `mmkd.store.encoding`, which loads NumPy; a test compares the two."""
 
 
 def STORE(place: str) -> StorePath:  # noqa: N802 - a click type: `type=STORE`

@@ -48,7 +48,7 @@ class WorkerConfig(Frozen):
     """Threads that read encoded images, ahead of the decoders. Empty: two for each that decodes, 4 to 32."""
     batch_rows: PositiveInt | None = None
     """Rows handed to a teacher at once; halved permanently in a worker whose device runs out of memory. Empty: 32 on a
-    CPU; on a GPU what a short search finds, see `mmkd.extract.batch_search`."""
+    CPU; on a GPU what a short search finds, see `mmkd.extract.forward`."""
     shards_at_once: PositiveInt | None = None
     """Shards in hand in each local worker process; one writes and tokenizes while the other has the device.
     Empty: 1 on a CPU, 2 on a GPU. On a cluster the threads of its workers decide."""

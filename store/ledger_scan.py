@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from mmkd.base.errors import CorruptStoreError
-from mmkd.base.files import disk_errors
+from mmkd.base.files import remove_file
 from mmkd.base.places.remote import StorePath, name_in
 from mmkd.store.hierarchy import list_part, parse_document
 from mmkd.store.layout import folded_entries, ledger_entry
@@ -34,12 +34,12 @@ class LedgerScan:
     def unsure(self) -> set[Place]:
         """Places whose entry lies in a file that was cut or changed."""
         damaged = {file for file, _ in self.faults} & self.folded.keys()
-        return {(entry.shard, entry.teacher) for file in damaged for entry in self.folded[file]}
+        return {entry.place for file in damaged for entry in self.folded[file]}
 
     def entries(self) -> list[LedgerEntry]:
         """Return one entry for each place, the loose one where there are two, in order of shards."""
         every = (*(entry for some in self.folded.values() for entry in some), *self.loose.values())
-        found = {(entry.shard, entry.teacher): entry for entry in every}
+        found = {entry.place: entry for entry in every}
         return [found[place] for place in sorted(found)]
 
 
@@ -51,7 +51,7 @@ def scan_ledger(root: StorePath) -> LedgerScan:
             scan.loose[name_in(root, path)] = read_entry(path)
         except CorruptStoreError as error:
             scan.faults.append((name_in(root, path), str(error)))
-    known = {(entry.shard, entry.teacher): entry for entry in scan.loose.values()}
+    known = {entry.place: entry for entry in scan.loose.values()}
     for path in list_part(root, FOLDED_FOLDER, "*.jsonl"):
         file = name_in(root, path)
         try:
@@ -68,12 +68,11 @@ def scan_ledger(root: StorePath) -> LedgerScan:
             except CorruptStoreError as error:
                 scan.faults.append((file, str(error)))
                 continue
-            place = (entry.shard, entry.teacher)
             if folded_entries(entry.shard) != file:
                 scan.faults.append((file, f"holds an entry of shard {entry.shard}, which belongs elsewhere"))
                 continue
-            if known.setdefault(place, entry) != entry:
-                scan.disputed.append(place)
+            if known.setdefault(entry.place, entry) != entry:
+                scan.disputed.append(entry.place)
             scan.folded[file].append(entry)
     return scan
 
@@ -84,15 +83,13 @@ def drop_entries(root: StorePath, doomed: Collection[Place]) -> list[str]:
     scan, done = scan_ledger(root), []
     damaged = {file for file, _ in scan.faults}
     for file, entries in scan.folded.items():
-        kept = [entry for entry in entries if (entry.shard, entry.teacher) not in doomed]
+        kept = [entry for entry in entries if entry.place not in doomed]
         if len(kept) < len(entries) or file in damaged:
             write_folded(root / file, kept)
-            gone = [entry for entry in entries if entry not in kept]
-            done += [f"dropped {ledger_entry(entry.shard, entry.teacher)} from {file}" for entry in gone]
+            done += [f"dropped {ledger_entry(*entry.place)} from {file}" for entry in entries if entry not in kept]
             done += [f"wrote {file} again"] if file in damaged else []
-    places = {file: (entry.shard, entry.teacher) for file, entry in scan.loose.items()}
-    for file in sorted({*(damaged - scan.folded.keys()), *(file for file, place in places.items() if place in doomed)}):
-        with disk_errors(root / file):
-            (root / file).unlink(missing_ok=True)
+    loose = (file for file, entry in scan.loose.items() if entry.place in doomed)
+    for file in sorted({*(damaged - scan.folded.keys()), *loose}):
+        remove_file(root / file)
         done.append(f"dropped {file}")
     return done

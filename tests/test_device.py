@@ -17,12 +17,12 @@ from tiny_store import make_card
 from tiny_teachers import write_tiny_teacher
 
 from mmkd.base.errors import DeviceError, TeacherError, UserError
+from mmkd.benchmarks.simulated_device import SimulatedDevice
 from mmkd.extract.decoding import Threads
 from mmkd.extract.device import Accelerator, Host, Pass, open_device
 from mmkd.extract.encode import Workbench
 from mmkd.extract.forward import BatchSizes
 from mmkd.extract.shard import extract_shard
-from mmkd.extract.simulated_device import SimulatedDevice
 from mmkd.extract.teachers import Teacher, describe_teacher, load_teacher, parse_teachers
 from mmkd.extract.teachers.loaded import LoadedTeacher
 from mmkd.store import FeatureStore, Preprocessing, TeacherCard

@@ -12,6 +12,7 @@ from tiny_corpus import write_table_corpus
 from tiny_teachers import write_tiny_teacher
 
 from mmkd.base.errors import DeviceError
+from mmkd.benchmarks.simulated_device import SimulatedDevice
 from mmkd.extract.cluster import dask_client, start_workers
 from mmkd.extract.cluster_config import ClusterConfig, WorkerConfig
 from mmkd.extract.corpora import open_corpus
@@ -19,7 +20,6 @@ from mmkd.extract.dispatch import TeachersPlugin, gather
 from mmkd.extract.plan import plan_tasks
 from mmkd.extract.report import ShardReport
 from mmkd.extract.run import make_store
-from mmkd.extract.simulated_device import SimulatedDevice
 from mmkd.extract.teachers import describe_teacher, parse_teachers
 from mmkd.store import FeatureStore
 from mmkd.store.writer import add_teacher

@@ -12,16 +12,14 @@ import click
 from mmkd.base.errors import ConfigError, CorpusError, StoreError
 from mmkd.base.files import list_folder
 from mmkd.base.text import counted
-from mmkd.cli.params import ALLOW_LOSS, ENCODINGS, JSON, STORE_PATH, echo, progress_bar
+from mmkd.cli.params import ALLOW_LOSS, JSON, STORE_PATH, echo, progress_bar
+from mmkd.store.layout import CODECS, ENCODINGS
 
 if TYPE_CHECKING:
     from mmkd.base.places.remote import StorePath
     from mmkd.store.convert.importing import FeatureSource
     from mmkd.store.convert.original_export import ImageMode, OriginalReport
-    from mmkd.store.encoding import Encoding
-
-CODECS = ("zstd", "blosc", "gzip")
-"""Equal to those of `mmkd.store.convert.exports`, which is slow to import; a test compares the two."""
+    from mmkd.store.layout import Encoding
 
 
 @click.command("import")
@@ -156,12 +154,8 @@ def export(
 
 
 def _original_counts(done: OriginalReport, images: ImageMode) -> str:
-    what = counted(done.samples, "sample")
-    if done.left_out:
-        what += f" ({counted(done.left_out, 'row')} without any feature left out)"
-    if done.incomplete:
-        what += f" ({done.incomplete:,} without both features of any teacher: the release's loader fails on them)"
-    if images != "none":
-        what += f", {counted(done.images, 'image')}"
-        what += f" ({done.images_missing:,} missing)" if done.images_missing else ""
-    return what
+    what, incomplete = counted(done.samples, "sample"), f"{done.incomplete:,} without both features of any teacher"
+    what += f" ({counted(done.left_out, 'row')} without any feature left out)" if done.left_out else ""
+    what += f" ({incomplete}: the release's loader fails on them)" if done.incomplete else ""
+    what += f", {counted(done.images, 'image')}" if images != "none" else ""
+    return what + (f" ({done.images_missing:,} missing)" if done.images_missing else "")

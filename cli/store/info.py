@@ -16,9 +16,8 @@ from mmkd.cli.params import JSON, SEED, STORE_PATH, echo
 if TYPE_CHECKING:
     from mmkd.base.places.remote import StorePath
     from mmkd.store import VerifyReport
-    from mmkd.store.inspect.activity import Activity
     from mmkd.store.inspect.findings import Finding
-    from mmkd.store.inspect.info import StoreInfo
+    from mmkd.store.inspect.info import Activity, StoreInfo
 
 REASONS = 10
 """Failure reasons on the screen; `--json` has all."""

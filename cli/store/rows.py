@@ -11,7 +11,8 @@ import click
 
 from mmkd.base.errors import CorruptStoreError, UserError
 from mmkd.base.text import counted
-from mmkd.cli.params import ALLOW_LOSS, ENCODINGS, JSON, STORE, STORE_PATH, TEACHERS, Names, echo, progress_bar
+from mmkd.cli.params import ALLOW_LOSS, JSON, STORE, STORE_PATH, TEACHERS, Names, echo, progress_bar
+from mmkd.store.layout import ENCODINGS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from mmkd.base.places.remote import StorePath
     from mmkd.store import FeatureStore
-    from mmkd.store.encoding import Encoding
+    from mmkd.store.layout import Encoding
 
 
 def read_keys(path: Path) -> list[str]:

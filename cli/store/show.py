@@ -113,8 +113,7 @@ def _stored_query(source: FeatureStore, slug: str, key: str) -> NDArray[np.float
     tower = next((tower for tower, bit in source.card(slug).sound_bits.items() if bits & bit), None)
     if tower is None:
         raise ConfigError(f"{slug} has no feature of row {row}; `mmkd store show {source.root} row:{row}` says why")
-    query: NDArray[np.floating[Any]] = source.features(slug, tower)[row]
-    return query
+    return source.features(slug, tower)[row]
 
 
 def _encoded_query(
@@ -152,8 +151,7 @@ def _encoded_query(
             if decoded.reason is not None:
                 raise ConfigError(f"--image {image}: {decoded.reason.removeprefix('image: ')}; name a picture")
             encoded = loaded.encode_images(torch.from_numpy(decoded.pixels[geometry][None]))
-    query: NDArray[np.floating[Any]] = encoded[0].float().numpy()
-    return query
+    return encoded[0].float().numpy()
 
 
 def _row_lines(view: RowView) -> Iterator[str]:
