@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mmkd.base.text import table_lines
+from mmkd.base.errors import TeacherError
+from mmkd.base.text import plain_values, table_lines
 from mmkd.cli.params import JSON, SEED
+from mmkd.store import FeatureStore
+from mmkd.store.layout import TOWER_INPUTS
 
 if TYPE_CHECKING:
     from mmkd.extract.reextract import TeacherComparison
@@ -86,7 +89,6 @@ def check(slug: str, images: Path | None, golden: Path | None, device: str, trus
 
     SLUG is what `--teachers` takes: a name, NAME=local-dir:/path, NAME=hf-hub:org/name or a YAML card.
     """
-    from mmkd.base.errors import TeacherError
     from mmkd.extract.teachers.check import check_teacher
     from mmkd.extract.teachers.published import parse_teacher
 
@@ -131,9 +133,7 @@ def compare(
 
     SLUG is a teacher of the store, or NAME=local-dir:FOLDER where its files lie now.
     """
-    from mmkd.base.text import plain_values
     from mmkd.extract.reextract import ROWS, TOLERANCE, compare_with_teacher
-    from mmkd.store import FeatureStore
 
     limit = TOLERANCE if tolerance is None else tolerance
     opened = FeatureStore.open(store)
@@ -149,8 +149,6 @@ def compare(
 
 def _device(name: str) -> Any:
     import torch
-
-    from mmkd.base.errors import TeacherError
 
     try:
         device = torch.device(name)
@@ -181,8 +179,6 @@ def _facts(teacher: PublishedTeacher) -> str:
 
 
 def _screen(report: CheckReport) -> str:
-    from mmkd.store.layout import TOWER_INPUTS
-
     size = "{} x {} pixels, ".format(*report.image_size) if report.image_size else ""
     cut = {"text": f"; {report.captions_cut} cut to the context"}
     context = f"{report.context_length} tokens, " if "text" in report.towers else ""
@@ -217,8 +213,6 @@ def _tower(name: str, tower: TowerReport) -> str:
 
 
 def _comparison_screen(report: TeacherComparison) -> str:
-    from mmkd.store.layout import TOWER_INPUTS
-
     lines = [f"{report.slug}: {report.source} run again on {report.rows} random rows"]
     if not report.same_teacher:
         lines.append(f"another teacher: digest {report.digest_now} now, {report.digest_stored} when it was stored")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -160,43 +162,31 @@ class StoredArray:
             yield from self._runs_of_pack(first // self.per_pack, wanted[first : first + self.per_pack])
 
     def _runs_of_pack(self, number: int, wanted: Sequence[bool]) -> Iterator[Run]:
-        first, name = number * self.per_pack, self.spec.pack(self.slug, number)
-        if number not in self._files[1] or self.loose.issuperset(first + p for p, want in enumerate(wanted) if want):
-            for place, want in enumerate(wanted):
-                yield from [self._loose_run(first + place)] if want else [Run(None, 0, 1)]
-            return
-        # Index and bodies through one descriptor: the pack may be replaced by one with other places.
-        fd = os.open(Path(str(self.root)) / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            size, length = os.fstat(fd).st_size, index_bytes(self.per_pack)
-            index = decode_index(
-                os.pread(fd, length, max(size - length, 0)), size, self.per_pack, self.chunk_bytes, name
-            )
-            place = 0
-            while place < len(wanted):
-                if not wanted[place]:
-                    yield Run(None, 0, 1)
-                elif first + place in self.loose:
-                    yield self._loose_run(first + place)
-                elif (start := index[place]) is None:
-                    raise FileNotFoundError(2, "no chunk", f"{name}, shard {first + place}")
+        first, name, root = number * self.per_pack, self.spec.pack(self.slug, number), Path(str(self.root))
+        packed = [place for place, want in enumerate(wanted) if want and first + place not in self.loose]
+        index: Index | None = None
+        with ExitStack() as stack:
+            if packed and number in self._files[1]:
+                # Index and bodies through one descriptor: the pack may be replaced by one with other places.
+                fd = os.open(root / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+                stack.callback(os.close, fd)
+                size, length = os.fstat(fd).st_size, index_bytes(self.per_pack)
+                end = os.pread(fd, length, max(size - length, 0))
+                index = decode_index(end, size, self.per_pack, self.chunk_bytes, name)
+                if (lost := next((place for place in packed if index[place] is None), None)) is not None:
+                    raise FileNotFoundError(2, "no chunk", f"{name}, shard {first + lost}")
+            # Chunks whose bodies follow one another have one distance from their place.
+            starts = {place: index[place] or 0 for place in packed} if index is not None else {}
+            key = {place: start - place * self.chunk_bytes for place, start in starts.items()}
+            for _, run in groupby(range(len(wanted)), lambda place: key.get(place, f"{place}")):
+                place, *more = run
+                if place in starts:
+                    yield Run(fd, starts[place], 1 + len(more))
+                elif wanted[place]:
+                    loose = root / self.spec.loose(self.slug, first + place)
+                    yield Run(loose, 0, 1, self.chunk_bytes + CRC_BYTES)
                 else:
-                    count = 1
-                    while (
-                        place + count < len(wanted)
-                        and wanted[place + count]
-                        and first + place + count not in self.loose
-                        and index[place + count] == start + count * self.chunk_bytes
-                    ):
-                        count += 1
-                    yield Run(fd, start, count)
-                    place += count - 1
-                place += 1
-        finally:
-            os.close(fd)
-
-    def _loose_run(self, shard: int) -> Run:
-        return Run(Path(str(self.root)) / self.spec.loose(self.slug, shard), 0, 1, self.chunk_bytes + CRC_BYTES)
+                    yield Run(None, 0, 1)
 
 
 def _numbers(folder: StorePath) -> frozenset[int]:

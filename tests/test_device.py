@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +73,12 @@ class Recorded(SimulatedDevice):
         one, number = super().launch(encode, inputs), self.launched
         self.events.append(("launch", number, threading.current_thread().name))
         self.images += [number] if inputs.ndim == 4 else []
-        waited = one.wait
 
-        class Told:
-            seconds = one.seconds
+        def over() -> None:
+            self.events.append(("wait", number, threading.current_thread().name))
+            one.over()
 
-            def wait(told) -> torch.Tensor:  # noqa: N805
-                self.events.append(("wait", number, threading.current_thread().name))
-                return waited()
-
-        return Told()
+        return replace(one, over=over)
 
     def copy_in(self, host: torch.Tensor) -> tuple[torch.Tensor, Callable[[], object]]:
         self.events.append(("copy", host.nbytes, ""))

@@ -6,18 +6,18 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from shlex import quote
-from typing import TYPE_CHECKING
 
 import click
 
+from mmkd.base.places.remote import StorePath
 from mmkd.base.text import bytes_text, counted, seconds_text
 from mmkd.cli.params import JSON, SEED, STORE_PATH, echo
-
-if TYPE_CHECKING:
-    from mmkd.base.places.remote import StorePath
-    from mmkd.store import VerifyReport
-    from mmkd.store.inspect.findings import Finding
-    from mmkd.store.inspect.info import Activity, StoreInfo
+from mmkd.store import FeatureStore, VerifyReport
+from mmkd.store.inspect.coverage import shard_ranges
+from mmkd.store.inspect.findings import Finding, store_findings
+from mmkd.store.inspect.info import Activity, StoreInfo, store_info
+from mmkd.store.verify import repair
+from mmkd.store.verify import verify as check
 
 REASONS = 10
 """Failure reasons on the screen; `--json` has all."""
@@ -28,10 +28,6 @@ REASONS = 10
 @JSON
 def info(path: StorePath, as_json: bool) -> None:
     """One screen: rows, failures by reason, a map of shards, seconds, bytes, selections, provenance."""
-    from mmkd.store import FeatureStore
-    from mmkd.store.inspect.findings import store_findings
-    from mmkd.store.inspect.info import store_info
-
     found = store_info(FeatureStore.open(path))
     try:
         "█▓░·".encode(sys.stdout.encoding or "ascii")
@@ -57,9 +53,6 @@ def verify(path: StorePath, deep: bool, drop_damaged: bool, sample: int | None, 
     With -n, only the bytes of some shards are compared; metadata, entries and selections are still checked in full.
     `mmkd teachers compare` says whether features are still what their teacher gives.
     """
-    from mmkd.store.verify import repair
-    from mmkd.store.verify import verify as check
-
     report = check(path, deep, sample, seed)
     done = repair(path, report) if drop_damaged else ()
     after = check(path, deep, sample, seed) if done else report
@@ -82,8 +75,6 @@ def _verdict(report: VerifyReport) -> str:
 
 def info_lines(info: StoreInfo, ascii_only: bool = False) -> Iterator[str]:
     """Yield one screen about a store."""
-    from mmkd.store.inspect.findings import store_findings
-
     summary = info.summary
     status = ", ".join(f"{count:,} {name}" for name, count in summary.status.items())
     versions = ", ".join(f"{name} {version}" for name, version in info.record.versions.items())
@@ -110,8 +101,6 @@ def info_lines(info: StoreInfo, ascii_only: bool = False) -> Iterator[str]:
 
 def _teacher_lines(info: StoreInfo, ascii_only: bool) -> Iterator[str]:
     """Yield a line about each teacher, then the map of its shards."""
-    from mmkd.store.inspect.coverage import shard_ranges
-
     summary = info.summary
     width = max(map(len, summary.teachers))
     for slug, teacher in summary.teachers.items():

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
 
 import click
 
-from mmkd.cli.params import JSON, STORE, STORE_PATH, echo
-
-if TYPE_CHECKING:
-    from mmkd.base.places.remote import StorePath
+from mmkd.base.places.remote import StorePath, as_root
+from mmkd.cli.params import JSON, STORE_PATH, echo
+from mmkd.store import FeatureStore
+from mmkd.store.inspect.versions import differences, make_tag, read_tag, store_content, tag_names
 
 
 @click.command()
-@click.argument("one", metavar="A", type=STORE)
-@click.argument("other", metavar="B", type=STORE)
+@click.argument("one", metavar="A", type=as_root)
+@click.argument("other", metavar="B", type=as_root)
 @JSON
 def diff(one: StorePath, other: StorePath, as_json: bool) -> None:
     """Report in which rows, teachers, shards and selections B differs from A; exit status 1 if it does.
 
     Cards and ledgers are compared; `mmkd store verify` says whether a store's bytes are what its ledger says.
     """
-    from mmkd.store import FeatureStore
-    from mmkd.store.inspect.versions import differences, store_content
-
     found = list(differences(*(store_content(FeatureStore.open(path)) for path in (one, other))))
     echo(as_json, {"equal": not found, "differences": found}, found or ["equal: rows, teachers and selections"])
     sys.exit(1 if found else 0)
@@ -40,9 +36,6 @@ def tag(path: StorePath, name: str | None, as_json: bool) -> None:
     A tag is a digest of the rows, the teachers with their ledger entries, and the selections. Without NAME, the exit
     status is 1 if STORE is not what one of its tags says.
     """
-    from mmkd.store import FeatureStore
-    from mmkd.store.inspect.versions import make_tag, read_tag, store_content, tag_names
-
     store = FeatureStore.open(path)
     if name is not None:
         made = make_tag(store, name)
