@@ -8,11 +8,12 @@ from __future__ import annotations
 import io
 import json
 import os
-from dataclasses import asdict
+from collections import Counter
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import IO, Any
 
-from mmkd.base.files import disk_errors
+from mmkd.base.files import disk_errors, list_folder
 from mmkd.base.places.remote import RemotePath, StorePath
 
 
@@ -42,3 +43,41 @@ class RunLog:
         """Append one shard's report, a dataclass. Raises StoreError if the disk is full or read-only."""
         with disk_errors(self.path):
             print(json.dumps(asdict(shard), sort_keys=True), file=self.file, flush=True)
+
+
+@dataclass
+class RunSeconds:
+    """Time spent in all runs of a store."""
+
+    runs: int = 0
+    shards: int = 0
+    """Shards finished; one that was done for two teachers in two runs counts twice."""
+    rows: int = 0
+    wall: float = 0.0
+    """Seconds of all shards summed over workers; divide by their number for wall time."""
+    seconds: Counter[str] = field(default_factory=Counter)
+    flops: Counter[str] = field(default_factory=Counter)
+    """Floating-point operations of forward passes, by the same names; of loaders that count them."""
+    unreadable_lines: int = 0
+    """Malformed lines, such as the last one of a run that was killed; they are passed over."""
+
+
+def run_seconds(root: StorePath) -> RunSeconds:
+    """Add up the seconds of `runs/*.jsonl`."""
+    logs = list_folder(root / "runs", "*.jsonl")
+    total = RunSeconds(runs=len(logs))
+    for text in (text for log in logs for text in log.read_bytes().splitlines()):
+        try:
+            line = json.loads(text)
+            seconds = {name: float(value) for name, value in line["seconds"].items()}
+            flops = {name: float(value) for name, value in line.get("flops", {}).items() if value}
+            rows, wall = int(line.get("rows", 0)), float(line.get("wall_seconds", 0))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            total.unreadable_lines += 1
+            continue
+        total.shards += 1
+        total.rows += rows
+        total.wall += wall
+        total.seconds.update(seconds)
+        total.flops.update(flops)
+    return total

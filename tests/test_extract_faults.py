@@ -24,8 +24,8 @@ from mmkd.extract.run import make_store
 from mmkd.extract.shard import extract_shard, retry_shard
 from mmkd.extract.teachers import Teacher, describe_teacher, load_teacher, parse_teachers
 from mmkd.store import TeacherCard
-from mmkd.store.inspect.info import activity
 from mmkd.store.layout import IMAGE_SOUND
+from mmkd.store.run_log import run_seconds
 from mmkd.store.writer import add_teacher
 
 
@@ -243,8 +243,8 @@ def test_seconds_are_added_up_over_runs(tmp_path: Path) -> None:
     line["seconds"] = {"read": 1.0, "decode": 2.0, "image a": 3.0, "text b": 0.5, "write a": 0.25, "samples": 0.125}
     (tmp_path / "runs" / "1.jsonl").write_text(f"{json.dumps(line)}\n{json.dumps(line)}\n{json.dumps(line)[:40]}")
     (tmp_path / "runs" / "2.jsonl").write_text(f"{json.dumps(line | {'teachers': ['b']})}\nnot JSON\n[1]\n")
-    total = activity(tmp_path, complete=True)
-    assert total.runs == 2
+    total = run_seconds(tmp_path)
+    assert (total.runs, total.shards, total.rows, total.wall) == (2, 3, 30, 12.0)
     assert total.seconds == {
         "read": 3.0,
         "decode": 6.0,
@@ -254,7 +254,7 @@ def test_seconds_are_added_up_over_runs(tmp_path: Path) -> None:
         "write a": 0.75,
     }
     assert total.unreadable_lines == 3
-    assert activity(tmp_path / "nowhere", complete=True).runs == 0
+    assert run_seconds(tmp_path / "nowhere").runs == 0
 
 
 def test_an_image_that_appears_twice_decodes_to_equal_features(tmp_path: Path, teachers: dict[str, Teacher]) -> None:

@@ -3,9 +3,7 @@ one is in progress."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -20,6 +18,7 @@ from mmkd.store.inspect.coverage import Coverage, coverage
 from mmkd.store.ledger import FOLDED_FOLDER
 from mmkd.store.reader import FeatureStore, StoreSummary
 from mmkd.store.record import StoreRecord
+from mmkd.store.run_log import run_seconds
 
 FRESH_SECONDS = 300.0
 """A store that was written to within this time may still be written: shards usually take less than five minutes."""
@@ -40,7 +39,6 @@ class Activity:
     running: bool
     """Written to within `FRESH_SECONDS`, and not complete: a run is probably in progress."""
     unreadable_lines: int
-    """Malformed lines, such as the last one of a run that was killed; they are passed over."""
 
     def by_teacher(self) -> dict[str, dict[str, float]]:
         """Return forward seconds by teacher, as {slug: {"image": s, "text": s}}, without the shared phases."""
@@ -55,32 +53,24 @@ class Activity:
 def activity(root: StorePath, complete: bool) -> Activity:
     """Read the logs in `runs/` and the times of ledger entries and temporary files. A store behind a URL, whose files
     have no times, or that is `complete` counts as not running."""
-    logs, seconds, flops = list_folder(root / "runs", "*.jsonl"), Counter[str](), Counter[str]()
-    unreadable, newest = 0, None
-    for text in (text for log in logs for text in log.read_bytes().splitlines()):
-        try:
-            line = json.loads(text)
-            spent = {name: float(value) for name, value in line["seconds"].items()}
-            done = {name: float(value) for name, value in line.get("flops", {}).items() if value}
-        except (ValueError, TypeError, KeyError, AttributeError):
-            unreadable += 1
-        else:
-            seconds.update(spent)
-            flops.update(done)
-    listed = [*logs, *list_folder(root / "ledger", "*.json"), *list_folder(root / FOLDED_FOLDER, "*.jsonl")]
+    logs, newest = run_seconds(root), None
+    listed = [*list_folder(root / "runs", "*.jsonl"), *list_folder(root / "ledger", "*.json")]
+    listed += list_folder(root / FOLDED_FOLDER, "*.jsonl")
     for path in (*listed, *temporary_files(root)):
         if isinstance(path, Path):
             with suppress(FileNotFoundError):  # a temporary file that was renamed in between
                 newest = max(newest or 0.0, path.stat().st_mtime)
     age = None if newest is None else max(0.0, time.time() - newest)
     return Activity(
-        runs=len(logs),
-        seconds={name: round(total, 3) for name, total in sorted(seconds.items())},
-        tflops={name: total / seconds[name] / 1e12 for name, total in sorted(flops.items()) if seconds[name]},
+        runs=logs.runs,
+        seconds={name: round(total, 3) for name, total in sorted(logs.seconds.items())},
+        tflops={
+            name: flops / logs.seconds[name] / 1e12 for name, flops in sorted(logs.flops.items()) if logs.seconds[name]
+        },
         last_write=None if newest is None else datetime.fromtimestamp(newest, UTC).isoformat(timespec="seconds"),
         seconds_ago=None if age is None else round(age, 1),
         running=age is not None and age < FRESH_SECONDS and not complete,
-        unreadable_lines=unreadable,
+        unreadable_lines=logs.unreadable_lines,
     )
 
 
