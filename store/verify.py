@@ -21,11 +21,10 @@ from mmkd.base.files import TEMPORARY_SUFFIX, remove_file, temporary_files, walk
 from mmkd.base.lock import only_writer
 from mmkd.base.places.remote import StorePath, name_in
 from mmkd.store.card import TeacherCard, read_card, teacher_folders
-from mmkd.store.entry_check import EntryCheck
 from mmkd.store.hierarchy import document_fault, group_document, list_part, read_json, write_document
 from mmkd.store.inputs import inputs_faults
 from mmkd.store.layout import folded_entries, ledger_entry, sample_part, teacher_group
-from mmkd.store.ledger_scan import drop_entries, scan_ledger
+from mmkd.store.ledger_check import EntryCheck, drop_entries, scan_ledger
 from mmkd.store.record import Store, read_record
 from mmkd.store.samples import read_part, sample_schema
 from mmkd.store.selections import FOLDER as SELECTIONS
