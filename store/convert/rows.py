@@ -59,7 +59,9 @@ class StoreRows:
                     )
         for (store, rows), span in ((part, span) for part in parts for span in part[0].record.spans()):
             # Views and further captions: the rows that they name would have other numbers.
-            linked = rows[(rows >= span.rows.start) & (rows < span.rows.stop)] if span.corpus.towers != TOWERS else ()
+            linked = (
+                rows[(rows >= span.rows.start) & (rows < span.rows.stop)] if span.corpus.towers != TOWERS else rows[:0]
+            )
             if len(linked):
                 raise UserError(
                     f"row {linked[0]} of {store.root} is a view or a caption of other rows, which does not go into "
