@@ -366,7 +366,7 @@ class Towers(nn.Module):
 
     @property
     def log_scale(self) -> torch.Tensor:
-        return self.student.logit_scale  # type: ignore[assignment]
+        return self.student.logit_scale  # type: ignore[return-value]
 
 
 _GROUP_COST = {"cpu": 64, "cuda": 2048}

@@ -86,10 +86,10 @@ def compare_with_teacher(
     spec = _spec(store, teacher)
     stored = store.card(spec.slug)
     card = describe_teacher(spec)
-    now, then = (", ".join(one.towers) for one in (card, stored))
+    has, had = (", ".join(one.towers) for one in (card, stored))
     for is_other, differs in (
         (card.dim != stored.dim, f"gives {card.dim} values, {store.root} holds {stored.dim}"),
-        (now != then, f"has towers {now}, {store.root} holds {then}"),
+        (has != had, f"has towers {has}, {store.root} holds {had}"),
     ):
         if is_other:
             raise TeacherError(

@@ -59,10 +59,8 @@ class StoreRows:
                     )
         for (store, rows), span in ((part, span) for part in parts for span in part[0].record.spans()):
             # Views and further captions: the rows that they name would have other numbers.
-            linked = (
-                rows[(rows >= span.rows.start) & (rows < span.rows.stop)] if span.corpus.towers != TOWERS else rows[:0]
-            )
-            if len(linked):
+            begin, end = span.rows.start, span.rows.stop
+            if span.corpus.towers != TOWERS and len(linked := rows[(rows >= begin) & (rows < end)]):
                 raise UserError(
                     f"row {linked[0]} of {store.root} is a view or a caption of other rows, which does not go into "
                     'another store yet; leave such rows out with --where "view_number is null and caption_kind is null"'
