@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from mmkd.base.images.uri import image_source
 from mmkd.benchmarks.extract import shards_of, write_corpus
 from mmkd.benchmarks.result import Row, main
-from mmkd.benchmarks.simulated_device import SimulatedDevice
 from mmkd.extract.corpora import open_corpus
 from mmkd.extract.decoding import Threads, decode_windows
 from mmkd.extract.device import Encode, Pass
@@ -40,6 +39,7 @@ from mmkd.extract.teachers.protocol import Teacher
 from mmkd.store import FeatureStore, Preprocessing, TeacherCard
 from mmkd.store.record import Store
 from mmkd.store.writer import add_teacher
+from mmkd.tests.simulated_device import SimulatedDevice
 
 DIM, WINDOW, SHARDS = 512, 32, 4
 # The four geometries of the nine, in the order in which one, three and nine teachers have them.

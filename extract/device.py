@@ -1,6 +1,6 @@
 """The seam between extraction and what computes it: inputs of a window are staged once, passes over them are launched
 one behind another, and their features are collected while later ones run. `Host` is this machine's own cores, `Cuda` a
-GPU; `benchmarks/simulated_device.py` has one that computes nothing and takes its time.
+GPU; `tests/simulated_device.py` has one that computes nothing and takes its time.
 """
 
 from __future__ import annotations

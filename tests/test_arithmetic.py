@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from simulated_device import SimulatedDevice
 from tiny_teachers import TINY, write_tiny_teacher
 
 from mmkd.base.arithmetic import PEAK, arithmetic_text, peak_tflops
 from mmkd.base.notes import read_note, write_note
 from mmkd.base.process import usable_cores
-from mmkd.benchmarks.simulated_device import SimulatedDevice
 from mmkd.distill.arithmetic import count_arithmetic
 from mmkd.distill.config import StudentConfig
 from mmkd.distill.student import Towers, build_student

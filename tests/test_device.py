@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from in_process import run, tree_digest
+from simulated_device import SimulatedDevice
 from tiny_corpus import write_table_corpus
 from tiny_store import make_card
 from tiny_teachers import write_tiny_teacher
 
 from mmkd.base.errors import DeviceError, TeacherError, UserError
-from mmkd.benchmarks.simulated_device import SimulatedDevice
 from mmkd.extract.decoding import Threads
 from mmkd.extract.device import Accelerator, Host, Pass, open_device
 from mmkd.extract.encode import Workbench

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 from in_process import tree_digest
+from simulated_device import SimulatedDevice
 from tiny_corpus import write_table_corpus
 from tiny_teachers import write_tiny_teacher
 
 from mmkd.base.errors import DeviceError
-from mmkd.benchmarks.simulated_device import SimulatedDevice
 from mmkd.extract.cluster import dask_client, start_workers
 from mmkd.extract.cluster_config import ClusterConfig, WorkerConfig
 from mmkd.extract.corpora import open_corpus
