@@ -10,17 +10,18 @@ from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 import click
+import yaml
 
 from mmkd.base.errors import TeacherError
 from mmkd.base.text import plain_values, table_lines
 from mmkd.cli.params import JSON, SEED
+from mmkd.extract.teachers.published import PublishedTeacher, known_teacher, parse_teacher, the_nine, variants
 from mmkd.store import FeatureStore
 from mmkd.store.layout import TOWER_INPUTS
 
 if TYPE_CHECKING:
     from mmkd.extract.reextract import TeacherComparison
     from mmkd.extract.teachers.check import CheckReport, TowerReport
-    from mmkd.extract.teachers.published import PublishedTeacher
 
 _TRUST = click.option(
     "--trust-pickle",
@@ -38,8 +39,6 @@ def teachers() -> None:
 @JSON
 def list_teachers(as_json: bool) -> None:
     """List the nine teachers of the original, then their variants."""
-    from mmkd.extract.teachers.published import the_nine, variants
-
     if as_json:
         groups = {"the_nine": the_nine(), "variants": variants()}
         click.echo(json.dumps({name: [t.model_dump() for t in group] for name, group in groups.items()}, indent=1))
@@ -61,10 +60,6 @@ def list_teachers(as_json: bool) -> None:
 @JSON
 def show(slug: str, as_json: bool) -> None:
     """Show the facts about one teacher and the recipe that loads it (a YAML card has the same fields)."""
-    import yaml
-
-    from mmkd.extract.teachers.published import known_teacher, parse_teacher
-
     spec = parse_teacher(slug)
     published = known_teacher(spec.slug)
     facts = published.model_dump(mode="json") if published else {}
@@ -90,7 +85,6 @@ def check(slug: str, images: Path | None, golden: Path | None, device: str, trus
     SLUG is what `--teachers` takes: a name, NAME=local-dir:/path, NAME=hf-hub:org/name or a YAML card.
     """
     from mmkd.extract.teachers.check import check_teacher
-    from mmkd.extract.teachers.published import parse_teacher
 
     spec = parse_teacher(slug).model_copy(update={"trust_pickle": trust_pickle})
     try:
@@ -109,7 +103,6 @@ def check(slug: str, images: Path | None, golden: Path | None, device: str, trus
 def convert(slug: str, folder: Path, trust_pickle: bool) -> None:
     """Copy a teacher's files to FOLDER with its weights as safetensors; its digest stays the same."""
     from mmkd.extract.teachers.convert import convert_teacher
-    from mmkd.extract.teachers.published import parse_teacher
 
     spec = parse_teacher(slug).model_copy(update={"trust_pickle": trust_pickle})
     card = convert_teacher(spec, folder)
