@@ -68,12 +68,10 @@ def write_parts_atomically(path: StorePath, parts: Iterable[bytes | memoryview])
         temporary.replace(target)
 
 
-def remove_file(path: StorePath) -> bool:
-    """Delete a file; return True if it was there. Raises StoreError, UnreachableError if it cannot be deleted."""
-    there = path.exists()
+def remove_file(path: StorePath) -> None:
+    """Delete a file if it is there. Raises StoreError, UnreachableError if it cannot be deleted."""
     with disk_errors(path):
         path.unlink(missing_ok=True)
-    return there
 
 
 def create_atomically(path: StorePath, data: bytes | memoryview) -> bool:

@@ -208,7 +208,7 @@ def repair(root: StorePath, report: VerifyReport) -> tuple[str, ...]:
         # Entries first: a kill in between leaves shards without an entry, never entries without a shard.
         done = drop_entries(root, doomed)
         files = dict.fromkeys(filter(None, map(_file_to_drop, report.findings)))
-        done += [f"dropped {name}" for name in sorted(files, key=lambda name: name[:7]) if remove_file(root / name)]
+        done += [f"dropped {name}" for name in sorted(files, key=lambda name: name[:7]) if _drop(root / name)]
         broken = {finding.file for finding in report.findings if finding.shard is None and finding.file not in files}
         for name, document in _derived_documents(root):
             if name in broken:
@@ -216,7 +216,13 @@ def repair(root: StorePath, report: VerifyReport) -> tuple[str, ...]:
                 done.append(f"wrote {name} again")
         temporary = (path for path in temporary_files(root) if isinstance(path, Path))  # URLs have none
         old = [path for path in temporary if time.time() - path.stat().st_mtime > TEMPORARY_SECONDS]
-        return (*done, *(f"dropped {name_in(root, path)}" for path in old if remove_file(path)))
+        return (*done, *(f"dropped {name_in(root, path)}" for path in old if _drop(path)))
+
+
+def _drop(path: StorePath) -> bool:
+    there = path.exists()
+    remove_file(path)
+    return there
 
 
 def _file_to_drop(finding: Problem) -> str | None:
