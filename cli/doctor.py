@@ -39,6 +39,7 @@ Status = Literal["ok", "note", "warning", "fault"]
 @dataclass(frozen=True)
 class Check:
     """One line of `mmkd doctor`."""
+
     part: Literal["machine", "packages", "hub", "teachers", "disk"]
     name: str
     status: Status

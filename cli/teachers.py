@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from dataclasses import asdict
@@ -15,7 +16,7 @@ import yaml
 from mmkd.base.errors import TeacherError
 from mmkd.base.text import plain_values, table_lines
 from mmkd.cli.params import JSON, SEED
-from mmkd.extract.teachers.published import PublishedTeacher, known_teacher, parse_teacher, the_nine, variants
+from mmkd.extract.teachers.published import PublishedTeacher, encoders, known_teacher, parse_teacher, the_nine, variants
 from mmkd.store import FeatureStore
 from mmkd.store.layout import TOWER_INPUTS
 
@@ -38,20 +39,21 @@ def teachers() -> None:
 @teachers.command("list")
 @JSON
 def list_teachers(as_json: bool) -> None:
-    """List the nine teachers of the original, then their variants."""
+    """List the nine teachers of the original, their variants, then other public encoders."""
+    groups = {"the_nine": the_nine(), "variants": variants(), "encoders": encoders()}
     if as_json:
-        groups = {"the_nine": the_nine(), "variants": variants()}
         click.echo(json.dumps({name: [t.model_dump() for t in group] for name, group in groups.items()}, indent=1))
         return
     rows = []
-    for teacher in (*the_nine(), *variants()):
+    for teacher in itertools.chain(*groups.values()):
         name = f"{teacher.slug} *" if teacher.inferred else teacher.slug
-        terms = teacher.license.partition(" (")[0]
+        terms = teacher.license.partition(" (")[0] + ", gated" * teacher.gated
         rows.append((name, teacher.image_tower, teacher.text_tower, str(teacher.dim), terms, teacher.source))
     header = ("name", "image tower", "text tower", "width", "license", "source")
     lines = [line[2:] for line in table_lines(header, rows, words=header)]
-    nine = 1 + len(the_nine())
-    click.echo("\n".join([*lines[:nine], "", "variants, not part of `--teachers all`:", *lines[nine:]]))
+    nine, others = 1 + len(groups["the_nine"]), len(lines) - len(groups["encoders"])
+    click.echo("\n".join([*lines[:nine], "", "variants, not part of `--teachers all`:", *lines[nine:others]]))
+    click.echo("\n".join(["", "other public encoders, not part of `--teachers all`:", *lines[others:]]))
     click.echo("\n* inferred to be the ninth: no file of the original's release names it")
 
 
@@ -157,30 +159,33 @@ def _facts(teacher: PublishedTeacher) -> str:
         f"{teacher.name} ({teacher.slug})",
         f"also called   {', '.join(teacher.also_called) or '-'}",
         f"source        {teacher.source}" + (f" at {teacher.revision}" if teacher.revision else ""),
+        *(["access        gated: accept the terms there, then run `hf auth login`"] if teacher.gated else []),
         f"image tower   {teacher.image_tower}",
-        f"text tower    {teacher.text_tower}",
+        f"text tower    {teacher.text_tower}{': no text features, no zero-shot' * (teacher.text_tower == 'none')}",
         f"width         {teacher.dim}",
-        f"tokenizer     {teacher.tokenizer}, cut to {teacher.context} tokens",
-        f"pixels        {teacher.pixels}",
+        *([f"tokenizer     {teacher.tokenizer}, cut to {teacher.context} tokens"] * (teacher.text_tower != "none")),
+        *([f"pixels        {teacher.pixels}"] * (teacher.image_tower != "none")),
         f"files         {', '.join(teacher.files)}",
         f"sha256        {teacher.weights_sha256 or 'none published that we know of'}",
         f"license       {teacher.license}",
         f"paper         {teacher.paper}",
+        *(f"known from    {source}" for source in teacher.sources),
         *(f"open          {question}" for question in teacher.open_questions),
     ]
     return "\n".join(lines)
 
 
 def _screen(report: CheckReport) -> str:
-    size = "{} x {} pixels, ".format(*report.image_size) if report.image_size else ""
+    size = "{} x {} pixels, ".format(*report.image_size) if report.image_size else "no image tower, "
     cut = {"text": f"; {report.captions_cut} cut to the context"}
-    context = f"{report.context_length} tokens, " if "text" in report.towers else ""
+    context = f"{report.context_length} tokens" if "text" in report.towers else "no text tower"
     count = f"{report.parameters:,} parameters, " if report.parameters is not None else ""
     scale = f"{report.logit_scale:.2f}" if report.logit_scale is not None else "not in the files"
+    scale = f", logit scale {scale}" if len(report.towers) > 1 else ""  # which compares images with texts
     lines = [
         f"{report.slug}: loaded from {report.source} in {report.load_seconds:.1f} s, every weight accounted for",
         f"digest        {report.digest} ({report.loader})",
-        f"model         {count}width {report.dim}, {size}{context}logit scale {scale}",
+        f"model         {count}width {report.dim}, {size}{context}{scale}",
         *(_tower(TOWER_INPUTS[tower], found) + cut.get(tower, "") for tower, found in report.towers.items()),
         f"peak memory   {report.peak_memory_bytes / 2**20:,.0f} MiB",
     ]

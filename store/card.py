@@ -30,6 +30,8 @@ class Preprocessing(Document):
     `hf_shortest`, `hf_squash` with transformers' rounding; `pad_square` as MedCLIP does."""
     fill: int = 0
     """Gray level of padding, 0 to 255."""
+    resize: int = Field(default=0, ge=0)
+    """Pixels of the shorter side before the center crop, in modes that crop; 0 for that of `image_size`."""
     color: str = "RGB"
     """PIL mode in which the image is resized last: `RGB`, or `L` for a teacher that sees one channel thrice."""
 

@@ -229,6 +229,6 @@ def _as_open_clip_names(weights: StateDict, model: nn.Module, rename: Mapping[st
 LOADER = FileLoader(
     plan=_plan,
     build=_build,
-    recognizes=lambda spec, source: "architecture" in spec.options or source.find(_CONFIG) is not None,
+    recognizes=lambda spec, source, config: "architecture" in spec.options or source.find(_CONFIG) is not None,
     reads="an open_clip folder",
 )
