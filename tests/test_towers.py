@@ -20,6 +20,7 @@ from mmkd.distill.alignment.config import AlignConfig
 from mmkd.distill.alignment.fit import align
 from mmkd.evaluate.features import Features
 from mmkd.extract.encode import Workbench
+from mmkd.extract.report import Overview
 from mmkd.extract.shard import retry_shard
 from mmkd.store import FeatureStore
 from mmkd.store.inspect.statistics import store_statistics
@@ -68,6 +69,15 @@ def test_an_image_tower_is_extracted_checked_and_shown(trained: Path) -> None:
     assert [(one.slug, one.tower) for one in found.towers if one.slug == "seer"] == [("seer", "image")]
     assert [pair.slug for pair in found.pairs] == ["one", "two"]
     assert [matrix.teachers for matrix in found.agreement] == [("one", "seer", "two"), ("one", "two")]
+
+
+def test_a_teacher_that_finds_nothing_to_encode_is_named() -> None:
+    captions = Overview(rows=3, captions=3)
+    assert list(captions.lines([Seer.card])) == [
+        "corpus: 0 images, 3 captions, 0 pairs",
+        "  no features by seer: it encodes images only, there are none",
+    ]
+    assert len(list(Overview(rows=3, images=1, captions=3).lines([Seer.card]))) == 1
 
 
 def test_one_tower_costs_its_bytes_and_no_more(tmp_path: Path) -> None:
