@@ -11,14 +11,18 @@ from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 import click
+import yaml
 
-from mmkd.base.text import table_lines
+from mmkd.base.errors import TeacherError
+from mmkd.base.text import plain_values, table_lines
 from mmkd.cli.params import JSON, SEED
+from mmkd.extract.teachers.published import PublishedTeacher, encoders, known_teacher, parse_teacher, the_nine, variants
+from mmkd.store import FeatureStore
+from mmkd.store.layout import TOWER_INPUTS
 
 if TYPE_CHECKING:
     from mmkd.extract.reextract import TeacherComparison
     from mmkd.extract.teachers.check import CheckReport, TowerReport
-    from mmkd.extract.teachers.published import PublishedTeacher
 
 _TRUST = click.option(
     "--trust-pickle",
@@ -36,8 +40,6 @@ def teachers() -> None:
 @JSON
 def list_teachers(as_json: bool) -> None:
     """List the nine teachers of the original, their variants, then other public encoders."""
-    from mmkd.extract.teachers.published import encoders, the_nine, variants
-
     groups = {"the_nine": the_nine(), "variants": variants(), "encoders": encoders()}
     if as_json:
         click.echo(json.dumps({name: [t.model_dump() for t in group] for name, group in groups.items()}, indent=1))
@@ -60,10 +62,6 @@ def list_teachers(as_json: bool) -> None:
 @JSON
 def show(slug: str, as_json: bool) -> None:
     """Show the facts about one teacher and the recipe that loads it (a YAML card has the same fields)."""
-    import yaml
-
-    from mmkd.extract.teachers.published import known_teacher, parse_teacher
-
     spec = parse_teacher(slug)
     published = known_teacher(spec.slug)
     facts = published.model_dump(mode="json") if published else {}
@@ -88,9 +86,7 @@ def check(slug: str, images: Path | None, golden: Path | None, device: str, trus
 
     SLUG is what `--teachers` takes: a name, NAME=local-dir:/path, NAME=hf-hub:org/name or a YAML card.
     """
-    from mmkd.base.errors import TeacherError
     from mmkd.extract.teachers.check import check_teacher
-    from mmkd.extract.teachers.published import parse_teacher
 
     spec = parse_teacher(slug).model_copy(update={"trust_pickle": trust_pickle})
     try:
@@ -109,7 +105,6 @@ def check(slug: str, images: Path | None, golden: Path | None, device: str, trus
 def convert(slug: str, folder: Path, trust_pickle: bool) -> None:
     """Copy a teacher's files to FOLDER with its weights as safetensors; its digest stays the same."""
     from mmkd.extract.teachers.convert import convert_teacher
-    from mmkd.extract.teachers.published import parse_teacher
 
     spec = parse_teacher(slug).model_copy(update={"trust_pickle": trust_pickle})
     card = convert_teacher(spec, folder)
@@ -133,9 +128,7 @@ def compare(
 
     SLUG is a teacher of the store, or NAME=local-dir:FOLDER where its files lie now.
     """
-    from mmkd.base.text import plain_values
     from mmkd.extract.reextract import ROWS, TOLERANCE, compare_with_teacher
-    from mmkd.store import FeatureStore
 
     limit = TOLERANCE if tolerance is None else tolerance
     opened = FeatureStore.open(store)
@@ -151,8 +144,6 @@ def compare(
 
 def _device(name: str) -> Any:
     import torch
-
-    from mmkd.base.errors import TeacherError
 
     try:
         device = torch.device(name)
@@ -185,8 +176,6 @@ def _facts(teacher: PublishedTeacher) -> str:
 
 
 def _screen(report: CheckReport) -> str:
-    from mmkd.store.layout import TOWER_INPUTS
-
     size = "{} x {} pixels, ".format(*report.image_size) if report.image_size else "no image tower, "
     cut = {"text": f"; {report.captions_cut} cut to the context"}
     context = f"{report.context_length} tokens" if "text" in report.towers else "no text tower"
@@ -222,8 +211,6 @@ def _tower(name: str, tower: TowerReport) -> str:
 
 
 def _comparison_screen(report: TeacherComparison) -> str:
-    from mmkd.store.layout import TOWER_INPUTS
-
     lines = [f"{report.slug}: {report.source} run again on {report.rows} random rows"]
     if not report.same_teacher:
         lines.append(f"another teacher: digest {report.digest_now} now, {report.digest_stored} when it was stored")

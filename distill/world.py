@@ -36,8 +36,7 @@ class World:
         row's gradient returns to the rank that it came from, summed over all ranks."""
         if self.size == 1:
             return tensor
-        gathered: torch.Tensor = _Gather.apply(tensor, self.rank, self.size)
-        return gathered
+        return _Gather.apply(tensor, self.rank, self.size)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the sum over ranks, without gradient."""

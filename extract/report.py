@@ -74,8 +74,7 @@ def _reason_kind(reason: str) -> str:
 
 
 def _advice(reason: str) -> str:
-    found = next((text for beginning, text in _ADVICE.items() if reason.startswith(beginning)), None)
-    return f" ({found})" if found else ""
+    return next((f" ({text})" for beginning, text in _ADVICE.items() if reason.startswith(beginning)), "")
 
 
 @dataclass

@@ -12,9 +12,9 @@ from pydantic import AfterValidator, Field, computed_field, model_validator
 from mmkd.base.errors import CorruptStoreError, UserError
 from mmkd.base.files import list_folder
 from mmkd.base.places.remote import StorePath
-from mmkd.store.encoding import VALID, ArraySpec, CosineError, Encoding, tower_arrays
+from mmkd.store.encoding import VALID, ArraySpec, CosineError, tower_arrays
 from mmkd.store.hierarchy import Document, is_there, parse_document, read_json, sealed_content
-from mmkd.store.layout import MAX_DIM, SOUND_BIT, TOWERS, Tower, check_slug, is_slug, teacher_group
+from mmkd.store.layout import MAX_DIM, SOUND_BIT, TOWERS, Encoding, Tower, check_slug, is_slug, teacher_group
 
 
 class Preprocessing(Document):
