@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from mmkd.distill.batch import Batch, StudentFeatures, TeacherTargets
 from mmkd.distill.config import LossConfig, PolicyConfig
 from mmkd.distill.heads import Heads, Preparation
 from mmkd.distill.objective import Objective, TeacherSide
-from mmkd.distill.policies import Policy
+from mmkd.distill.policies import make_policy
 from mmkd.distill.presets import compose
 from mmkd.distill.world import World, join_ranks
 
@@ -37,6 +38,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "loss": {"bank": 1.0, "relational": 0.5, "feature_kind": "smooth_l1", "bank_rows": {"size": 6, "refresh": 2}},
         "policy": {"kind": "weighted", "weights": {"b": 3.0}, "drop": 0.5},
     },
+    "known": {"loss": {"relational": 2.0}, "policy": {"kind": "best", "by": "corpus", "keys": "known"}},
     "equal": {"loss": {"balance": "equal"}},
     "learned": {"loss": {"balance": "learned", "relational": 2.0}, "policy": {"kind": "one"}},
 }
@@ -87,12 +89,13 @@ def objective(recipe: str) -> Objective:
     aligned = recipe in ("mmkd_clip", "learned")
     prepare = Preparation(SLUGS, alignment(arrays()) if aligned else None, loss.unit_teachers)
     heads = Heads("none", WIDTH, SLUGS, [WIDTH] * 3) if aligned else Heads("linear", WIDTH, SLUGS, WIDTHS)
-    weights = torch.tensor([policy.weights.get(slug, 1.0) for slug in SLUGS]) if policy.weights else None
+    rows, cpu = np.arange(BANK_ROWS), torch.device("cpu")
+    teachers: Any = SimpleNamespace(slugs=SLUGS, gather=targets_of)
+    shares = make_policy(policy, SEED, teachers, rows, np.stack([rows, rows], axis=1), cpu)
     bank = None
     if loss.bank:
-        rows, cpu = np.arange(BANK_ROWS), torch.device("cpu")
         bank = Bank(rows, rows % 9, targets_of, prepare, config=loss.bank_rows, seed=SEED, device=cpu)
-    return Objective(loss, TeacherSide(heads, prepare, Policy(policy, SEED, weights), [9.0, 14.0, 20.0], bank))
+    return Objective(loss, TeacherSide(heads, prepare, shares, [9.0, 14.0, 20.0], bank))
 
 
 def batch_of(rows: np.ndarray) -> Batch:

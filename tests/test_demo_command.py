@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,3 +43,16 @@ def test_without_the_option_the_whole_path_is_run_in_the_folder_named(monkeypatc
     assert CliRunner().invoke(cli, ["demo"]).exit_code == 0
     assert CliRunner().invoke(cli, ["demo", "elsewhere"]).exit_code == 0
     assert folders == [Path("mmkd-demo"), Path("elsewhere")]
+
+
+def test_a_student_whose_training_was_stopped_is_not_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = SimpleNamespace(stopped="SIGTERM", stop_signal=15, steps=55, seconds=1.0, losses={})
+    monkeypatch.setattr(run, "train", lambda config, say: stopped)
+    monkeypatch.setattr(run, "export", lambda *given: pytest.fail("a student of 55 of 96 steps was exported"))
+    monkeypatch.setattr(run, "_corpus_and_teachers", lambda folder, say: ["one"])
+    monkeypatch.setattr(run, "_extract", lambda *given: None)
+    lines: list[str] = []
+    with pytest.raises(SystemExit) as ended:
+        run.run_demo(tmp_path, lines.append)
+    assert ended.value.code == 128 + 15
+    assert lines[-1] == "stopped by SIGTERM with the state saved; the same command continues"
