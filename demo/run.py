@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from mmkd.base.errors import UserError
 from mmkd.base.files import disk_errors
 from mmkd.demo.corpus import VAGUE_SHARE, WRONG_SHARE, build_corpus
 from mmkd.demo.specialists import train_specialists
@@ -34,9 +35,9 @@ STUDENT = "student"
 ALONE = "student-without-teachers"
 ENSEMBLE = "ensemble-of-nine"
 
-# The student begins where the specialists began, from published towers with random maps, and the maps alone learn: what
-# the towers know of held-out images is kept (docs/distillation.md, "The demo's student"). The images are seen whole, as
-# the teachers saw them. Both students differ in the objective alone.
+# The student begins where the specialists began, from published towers with random maps, and the maps alone learn: with
+# more, AUROC falls (docs/distillation.md, "The demo's student"). Images are seen whole, as the teachers saw them. Both
+# students differ in the objective alone.
 RUN: dict[str, Any] = {
     "store": "features",
     "student": {"model": "local-dir:teachers/beginning", "lock": {"image": 16, "text": 6}},
@@ -72,8 +73,8 @@ SUITE = {
 
 def run_demo(folder: Path, say: Say = print) -> ResultTable:
     """Finish the demo in `folder`, print the tables of scores, and return that of the balanced accuracy. Raises
-    UserError if a package of the extra `demo` is missing; MmkdError as the single steps do; SystemExit when a signal
-    stopped a training, which the next call continues."""
+    UserError if a package of the extra `demo` is missing or a signal stopped a training. Raises MmkdError as the single
+    steps do."""
     started = time.monotonic()
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -132,8 +133,7 @@ def _student(folder: Path, name: str, say: Say) -> None:
     config = load_run(path)
     report = train(config, say)
     if report.stop_signal:
-        say(f"stopped by {report.stopped} with the state saved; the same command continues")
-        raise SystemExit(128 + report.stop_signal)
+        raise UserError(f"{report.stopped} stopped {name} after step {report.steps}; continue with: mmkd demo {folder}")
     losses = ", ".join(f"{name} {value:.3f}" for name, value in report.losses.items())
     say(f"{report.steps} steps in {report.seconds:.0f} s; losses: {losses}")
     say(f"\n$ mmkd export {config.out} {folder / name}")

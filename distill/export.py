@@ -250,5 +250,4 @@ def _write_onnx(tower: nn.Module, inputs: torch.Tensor, path: Path) -> Encode:
 
 def _write_torchscript(tower: nn.Module, inputs: torch.Tensor, path: Path) -> Encode:
     torch.jit.trace(tower, (inputs,), check_trace=False).save(path)  # type: ignore[no-untyped-call]
-    loaded: Encode = torch.jit.load(path)  # type: ignore[no-untyped-call]
-    return loaded
+    return torch.jit.load(path)  # type: ignore[no-untyped-call]

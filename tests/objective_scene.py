@@ -1,17 +1,15 @@
-"""A small batch with three teachers of widths 3, 5 and 3, made in memory; also a script of one rank under torchrun.
-
-`torchrun objective_scene.py OUT` writes each recipe's terms and gradients, over all ranks, to OUT/<world size>.pt.
-"""
+"""A small batch with three teachers of widths 3, 5 and 3, made in memory, and what one of many ranks makes of it."""
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from forked import forked_ranks, peaceful
 
 from mmkd.distill.alignment import Alignment, AlignmentCard, TeacherMap
 from mmkd.distill.bank import Bank
@@ -40,6 +38,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "known": {"loss": {"relational": 2.0}, "policy": {"kind": "best", "by": "corpus", "keys": "known"}},
     "equal": {"loss": {"balance": "equal"}},
+    "teachers alone": {"loss": {"task": 0.0}},
+    "one tower": {"loss": {}, "towers": [("image", "text"), ("image",), ("image", "text")]},
     "learned": {"loss": {"balance": "learned", "relational": 2.0}, "policy": {"kind": "one"}},
 }
 
@@ -95,7 +95,9 @@ def objective(recipe: str) -> Objective:
     bank = None
     if loss.bank:
         bank = Bank(rows, rows % 9, targets_of, prepare, config=loss.bank_rows, seed=SEED, device=cpu)
-    return Objective(loss, TeacherSide(heads, prepare, shares, [9.0, 14.0, 20.0], bank))
+    side = TeacherSide(heads, prepare, shares, [9.0, 14.0, 20.0], bank)
+    side.towers = RECIPES[recipe].get("towers", ())
+    return Objective(loss, side)
 
 
 def batch_of(rows: np.ndarray) -> Batch:
@@ -127,8 +129,16 @@ def terms_and_gradients(recipe: str, world: World) -> dict[str, torch.Tensor]:
     return found | {"d image": world.gather(image.grad), "d text": world.gather(text.grad)}
 
 
-if __name__ == "__main__":
+def results(ranks: int, recipe: str, note: Path) -> dict[str, torch.Tensor]:
+    """`terms_and_gradients` in so many real ranks, which leave a note."""
+    peaceful(forked_ranks(ranks, write_results, [recipe], note))
+    found: dict[str, torch.Tensor] = torch.load(note)[recipe]
+    return found
+
+
+def write_results(recipes: Sequence[str], out: Path) -> None:
+    """Write terms and gradients of these recipes, over all ranks, to `out`."""
     with join_ranks(1.0) as this:
-        results = {recipe: terms_and_gradients(recipe, this) for recipe in RECIPES}
+        found = {recipe: terms_and_gradients(recipe, this) for recipe in recipes}
         if this.first:
-            torch.save(results, Path(sys.argv[1]) / f"{this.size}.pt")
+            torch.save(found, out)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from click.testing import CliRunner
 from small_sources import SMALL, pytestmark
+from tiny_run import write_run, write_scene
 
+from mmkd.base.errors import UserError
 from mmkd.cli.main import cli
 from mmkd.demo import corpus, run
 
@@ -45,14 +48,25 @@ def test_without_the_option_the_whole_path_is_run_in_the_folder_named(monkeypatc
     assert folders == [Path("mmkd-demo"), Path("elsewhere")]
 
 
-def test_a_student_whose_training_was_stopped_is_not_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stopped = SimpleNamespace(stopped="SIGTERM", stop_signal=15, steps=55, seconds=1.0, losses={})
-    monkeypatch.setattr(run, "train", lambda config, say: stopped)
-    monkeypatch.setattr(run, "export", lambda *given: pytest.fail("a student of 55 of 96 steps was exported"))
-    monkeypatch.setattr(run, "_corpus_and_teachers", lambda folder, say: ["one"])
-    monkeypatch.setattr(run, "_extract", lambda *given: None)
+@pytest.mark.integration
+def test_a_student_whose_training_was_stopped_is_not_exported_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_scene(tmp_path)
+    tiny = yaml.safe_load(write_run(tmp_path, "tiny").read_text())
+    monkeypatch.setattr(run, "RUN", {key: value for key, value in tiny.items() if key != "out"})
+    monkeypatch.setattr(run, "RUNS", {"student": {}})
     lines: list[str] = []
-    with pytest.raises(SystemExit) as ended:
-        run.run_demo(tmp_path, lines.append)
-    assert ended.value.code == 128 + 15
-    assert lines[-1] == "stopped by SIGTERM with the state saved; the same command continues"
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if " pairs, 2 teachers" in line:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(UserError, match=f"SIGTERM stopped student after step 1; continue with: mmkd demo {tmp_path}"):
+        run._student(tmp_path, "student", say)
+    assert not (tmp_path / "student").exists()
+    lines.clear()
+    run._student(tmp_path, "student", lines.append)
+    assert any(line.startswith("8 steps in") for line in lines)
+    assert (tmp_path / "student/open_clip_config.json").is_file()
