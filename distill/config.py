@@ -20,8 +20,8 @@ from pydantic import (
 )
 
 from mmkd.base.config import Frozen, read_mapping, validated, without_repeats
-from mmkd.distill.losses import DEFAULT_WEIGHTS, TERMS, FeatureKind
 from mmkd.distill.presets import SCHEMES, compose
+from mmkd.distill.terms import DEFAULT_WEIGHTS, TERMS, FeatureKind
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Names = Annotated[tuple[str, ...], AfterValidator(without_repeats)]
@@ -130,7 +130,7 @@ _WEIGHTS: Any = {name: (NonNegativeFloat, DEFAULT_WEIGHTS.get(name, 0.0)) for na
 
 
 class LossConfig(create_model("TermWeights", __base__=Frozen, **_WEIGHTS)):  # type: ignore[misc]
-    """`total = sum of weight * term`, with a weight for `task` and each of `losses.TERMS`; see docs/losses.md."""
+    """`total = sum of weight * term`, with a weight for `task` and each of `terms.TERMS`; see docs/losses.md."""
 
     task: NonNegativeFloat = 1.0
     feature_kind: FeatureKind = "cosine"

@@ -23,8 +23,6 @@ from mmkd.distill.heads import Heads, Preparation, fixed_alignment, mix_teachers
 from mmkd.distill.losses import (
     INITIAL_LOG_SCALE,
     MAX_LOG_SCALE,
-    ONE_TOWER_TERMS,
-    TERMS,
     Comparison,
     PairFeatures,
     stack_teachers,
@@ -34,6 +32,7 @@ from mmkd.distill.losses import (
 )
 from mmkd.distill.policies import Policy, make_policy
 from mmkd.distill.teacher_features import TeacherFeatures
+from mmkd.distill.terms import ONE_TOWER_TERMS, TERMS
 from mmkd.distill.world import World
 from mmkd.store.layout import OTHER_TOWER, TOWERS, Tower
 
