@@ -157,6 +157,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "distil and cross 1": {"loss": {"cross": 1.0}},
     "pairs alone, only captions that fit": _loss(task=1.0) | _ALL | {"select": True},
     "distil, only captions that fit": {"select": True},
+    "distil, keys known": {"policy": {"keys": "known"}},
+    "distil, task 0.1, keys known": {"loss": {"task": 0.1}, "policy": {"keys": "known"}},
 }
 SHORT = tuple(RECIPES)[:3]
 """Recipes of every scenario; the first two scenarios have all."""
