@@ -135,7 +135,7 @@ def read_or_refused(read: Callable[[], object]) -> MmkdError | None:
     except MmkdError as error:
         text = str(error)
         assert text.strip()
-        assert text.isprintable()
+        assert len(text.splitlines()) == 1
         return error
     return None
 
