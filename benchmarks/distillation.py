@@ -54,6 +54,7 @@ from mmkd.distill.presets import compose
 from mmkd.distill.world import World
 from mmkd.evaluate.heads.torch_training import reproducible
 from mmkd.evaluate.metrics import macro_auroc
+from mmkd.store.layout import TOWERS, Tower
 
 DOCS = Path(__file__).parent.parent / "docs" / "distillation.md"
 BATCH, STEPS, LEARNING_RATE, WARM_UP, WEIGHT_DECAY = 64, 120, 3e-3, 20, 0.05
@@ -188,6 +189,11 @@ class Teachers:
     def dims(self) -> tuple[int, ...]:
         """Widths."""
         return tuple(part.shape[1] for part in self.image)
+
+    @property
+    def towers(self) -> tuple[tuple[Tower, ...], ...]:
+        """Every teacher has both."""
+        return (TOWERS,) * len(self.slugs)
 
     def gather(self, rows: np.ndarray) -> tuple[TeacherTargets, ...]:
         """See `TeacherFeatures.gather`."""
