@@ -13,7 +13,7 @@ class MmkdError(Exception):
     """Base of all errors of this project."""
 
     def __str__(self) -> str:
-        """Return one line: control characters in a value that is quoted, an escape sequence among them, stay visible."""
+        """Return one line: control characters in a value that is quoted stay visible, those of a terminal too."""
         return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], super().__str__())
 
 
