@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from mmkd.cli.params import STORE
+from mmkd.base.places.remote import StorePath, as_root
+from mmkd.cli.params import JSON
 
 if TYPE_CHECKING:
-    from mmkd.base.places.remote import StorePath
     from mmkd.evaluate.folder import By, ResultFolder
     from mmkd.evaluate.runner import Outcome
 
@@ -31,7 +31,6 @@ BY = click.option(
 )  # fmt: skip
 KINDS = ["heat-map", "forest", "box", "radar", "label-efficiency", "shots"]
 KINDS += ["kaplan-meier", "reliability", "decision-curve"]
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def question(command: Command) -> Command:
@@ -224,7 +223,7 @@ def report(suite: Path, file: Path, model: str, out: Path | None, by: By) -> Non
     \b
     mmkd evaluate report suite.yaml report.html --model student
     """
-    from mmkd.evaluate.report import write_report
+    from mmkd.evaluate.pages import write_report
 
     folder = _results(suite, out)
     write_report(folder.out, model, file, by, folder.plan.suite.suite)
@@ -233,7 +232,7 @@ def report(suite: Path, file: Path, model: str, out: Path | None, by: By) -> Non
 
 @evaluate.command()
 @SUITE
-@click.option("--training", type=STORE, metavar="STORE", help="Store of the students' training corpus.")
+@click.option("--training", type=as_root, metavar="STORE", help="Store of the students' training corpus.")
 @click.option("--model", help="Encoder whose features are compared.  [default: the first that all stores have]")
 @click.option("--cosine", type=float, default=0.98, show_default=True, help="Least cosine of near copies.")
 @click.option(
@@ -278,10 +277,10 @@ def trust(suite: Path, biology: str, confounder: str, out: Path | None, as_json:
     mmkd evaluate trust suite.yaml --biology diagnosis --confounder hospital
     """
     from mmkd.base.process import usable_cores
+    from mmkd.evaluate.pages import write_trust
     from mmkd.evaluate.robustness import TrustSettings
     from mmkd.evaluate.suite import load_suite
     from mmkd.evaluate.trust import measure_trust
-    from mmkd.evaluate.trust_page import write_trust
 
     jobs, settings = options["jobs"] or usable_cores(), TrustSettings(k=options["k"])
     loaded, folder = load_suite(suite), (out or _default(suite)) / "trust"
@@ -318,7 +317,7 @@ def leaderboard(suite: Path, file: Path, out: Path | None) -> None:
     \b
     mmkd evaluate leaderboard suite.yaml leaderboard.html
     """
-    from mmkd.evaluate.leaderboard import write_leaderboard
+    from mmkd.evaluate.pages import write_leaderboard
 
     write_leaderboard(_results(suite, out), file)
     click.echo(f"wrote {file}")

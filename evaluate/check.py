@@ -11,8 +11,6 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from mmkd.base.errors import NotAStoreError, UserError, collect
 from mmkd.base.text import cell_text, one_line
 from mmkd.evaluate.dataset import SPLITS, DatasetRows, load_dataset, value_counts, value_name
@@ -20,12 +18,12 @@ from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.fetch import source_place
 from mmkd.evaluate.plan import model_names, open_stores
-from mmkd.evaluate.strata import subgroups_of
+from mmkd.evaluate.splits import subgroups_of
 from mmkd.evaluate.suite import Suite
 from mmkd.evaluate.tasks import TASKS
 from mmkd.store import MmkdError
 from mmkd.store.evaluation_rows import read_prompts
-from mmkd.store.layout import SOUND_BIT, TOWERS, Tower
+from mmkd.store.layout import TOWERS, Tower
 
 WRITTEN_NULLS = ("nan", "nat", "na", "<na>", "n/a", "none", "null", "missing", "unknown", "not available", "-", "?")
 """What tables write for no value, in lower case. It is text to us, so that all these rows would be one group."""
@@ -204,15 +202,13 @@ def _similar_filters(data: DatasetRows) -> list[str]:
 def _check_features(data: DatasetRows, features: Features, found: DatasetCheck) -> None:
     towers: set[Tower] = {tower for task in data.spec.tasks for tower in TASKS[task].towers(data.spec)}
     needed = [(samples, tower) for tower in TOWERS if tower in towers for samples in data.splits.values()]
-    needed += [(samples, "text") for samples in (data.prompts, data.negatives, *data.texts.values()) if samples]
+    needed += [(samples, "text") for samples in data.texts.values() if len(samples)]
     missing = {}
     for samples, tower in needed:
-        there = np.ones(len(samples), dtype=bool)
         if lacking := set(features.members) - set(data.store.having(features.members, tower)):
             found.problems.append(f"{sorted(lacking)[0]} has no {tower} tower, which the tasks read; leave it out")
             break
-        for slug in features.members:
-            there &= (data.store.valid(slug)[samples.rows] & SOUND_BIT[tower]) != 0
+        there = features.sound(tower, samples.rows)
         if not there.all():
             missing[samples.name] = int((~there).sum())
         if len(samples) and not there.any():
@@ -255,9 +251,9 @@ def _check_source(spec: DatasetSpec, source: dict[str, object], found: DatasetCh
 def _check_prompts(data: DatasetRows) -> None:
     """Raise UserError if the prompt file changed since extraction."""
     prompts = data.spec.prompts
-    if prompts is None or prompts.file is None or data.prompts is None:
+    if prompts is None or prompts.file is None:
         return
-    stored = [one for one in (data.prompts, data.negatives) if one is not None]
+    stored = [samples for name, samples in data.texts.items() if name in ("prompt", "negative prompt")]
     extracted = Counter(text for samples in stored for text in zip(samples.ids, samples.column("caption"), strict=True))
     written = Counter((prompt.key, prompt.text) for prompt in read_prompts(Path(prompts.file)).prompts())
     for key, text in (written - extracted) or (extracted - written):

@@ -77,7 +77,7 @@ def judge(folder: ResultFolder, text: str, metric: str | None = None, comparison
         raise ConfigError(f"{text!r} is no claim; write `MODEL beats MODEL on TASK`, or `MODEL beats all on TASK`")
     model, rival, task, head = found.groups()
     questions = folder.questions(task, head, metric=metric, by="dataset")
-    scoring, measured = folder.scoring(questions[0])
+    _, measured, scoring = folder.asked(questions[0])
     rivals = tuple(name for name in folder.plan.models if name != model) if rival == EVERY else (rival,)
     count = comparisons * len(questions) * len(rivals)
     bootstrap = folder.plan.suite.bootstrap
@@ -86,10 +86,10 @@ def judge(folder: ResultFolder, text: str, metric: str | None = None, comparison
     short = f"{bootstrap.n} resamples are too few for {counted(count, 'comparison')}; raise bootstrap n" if few else ""
     parts: list[Part] = []
     for question in questions:
-        parts += _parts(folder, question, model, rivals, level, short, measured in scoring.lower_is_better)
+        parts += _parts(folder, question, model, rivals, level, short, scoring.metrics[measured].lower)
     answers = {one.answer for one in parts}
     answer: Answer = "no" if "no" in answers else "yes" if answers == {"yes"} else "cannot tell"
-    return Claim(text.strip(), answer, measured, measured not in scoring.not_shares, level, count, tuple(parts))
+    return Claim(text.strip(), answer, measured, scoring.metrics[measured].share, level, count, tuple(parts))
 
 
 def _parts(

@@ -94,12 +94,7 @@ class Comparison:
         return json.dumps({"model": self.model, "title": self.title, "rivals": rivals}, indent=1) + "\n"
 
     def _text(self, difference: Difference | str | None) -> str:
-        if not isinstance(difference, Difference) or math.isnan(difference.value):
-            return "-"
-        scale = 100 if self.percent else 1
-        value, low, high = (one * scale for one in (difference.value, difference.low, difference.high))
-        form = "+.1f" if self.percent else "+.2f"
-        return f"{value:{form}}" if math.isnan(low) else f"{value:{form}} [{low:{form}}, {high:{form}}]"
+        return difference.text(self.percent) if isinstance(difference, Difference) else "-"
 
 
 def compare(
@@ -110,24 +105,23 @@ def compare(
     predictions are not of the same samples."""
     known = folder.plan.models
     rivals = against or tuple(name for name in known if name != model)
-    for name in (model, *rivals):
-        if name not in known:
-            raise ConfigError(f"{folder.out} has no model {name!r}; it has {', '.join(known)}")
+    for one in (model, *rivals):
+        if one not in known:
+            raise ConfigError(f"{folder.out} has no model {one!r}; it has {', '.join(known)}")
     if not rivals or model in rivals:
         raise ConfigError(f"name a model other than {model!r} to compare with; there are {', '.join(known)}")
-    question = folder.asked(question)
-    scoring, metric = folder.scoring(question)
+    question, name, scoring = folder.asked(question)
+    metric = scoring.metrics[name]
     level = level or folder.plan.suite.bootstrap.level
-    lower = metric in scoring.lower_is_better
-    found = [_against(folder, question, model, rival, lower_is_better=lower, level=level) for rival in rivals]
+    found = [_against(folder, question, model, rival, lower_is_better=metric.lower, level=level) for rival in rivals]
     adjusted = holm([one.wilcoxon_p for one in found])
     head = f" {question.head}" if question.head else ""
     return Comparison(
         model=model,
-        title=f"{model}: {question.task}{head}, {metric}; protocol {scoring.protocol}; suite {folder.plan.suite.suite}",
+        title=f"{model}: {question.task}{head}, {name}; protocol {scoring.protocol}; suite {folder.plan.suite.suite}",
         columns=tuple(dict.fromkeys(column for one in found for column in one.differences)),
         rivals=tuple(replace(one, wilcoxon_p_holm=p) for one, p in zip(found, adjusted, strict=True)),
-        percent=metric not in scoring.not_shares,
+        percent=metric.share,
         level=level,
     )
 

@@ -69,6 +69,13 @@ class Samples:
         values = self.column(name)
         return np.where(values == None, other, values)  # noqa: E711 - element by element
 
+    def positions(self, name: str) -> dict[str, list[int]]:
+        """Return the rows of each value of a column, null being `None`, as positions in the order of the rows."""
+        found: dict[str, list[int]] = {}
+        for i, value in enumerate(self.column(name)):
+            found.setdefault(str(value), []).append(i)
+        return found
+
     def units(self, name: str | None) -> NDArray[np.object_]:
         """One name for all rows with the same value of a column, str (n,). A row without one, or every row without a
         column, is a unit of its own; a blank before its key keeps it apart from values."""
@@ -98,15 +105,14 @@ class Samples:
 
 @dataclass(frozen=True)
 class DatasetRows:
-    """A data set with its splits found in the store. negatives: prompts of the absence of classes. texts: rows that
-    sections of the description ask for. classes: names by class index; empty without a label column. values: of every
-    column that a filter reads, all values in the store with their counts."""
+    """A data set with its splits found in the store. texts: by name rows that the description asks for beside them:
+    `prompt`, `negative prompt` (of the absence of classes), and those of its sections. classes: names by class index;
+    empty without a label column. values: of every column that a filter reads, all values in the store with their
+    counts."""
 
     spec: DatasetSpec
     store: FeatureStore
     splits: dict[str, Samples]
-    prompts: Samples | None
-    negatives: Samples | None
     texts: Mapping[str, Samples]
     classes: tuple[str, ...]
     values: Mapping[str, Counter[object]]
@@ -141,8 +147,7 @@ class DatasetRows:
         """Class index of every (negative) prompt, int64 (m,). Raises UserError if a class has no prompt, or a prompt no
         class."""
         assert self.spec.prompts is not None
-        prompts = self.negatives if negative else self.prompts
-        assert prompts is not None
+        prompts = self.texts["negative prompt" if negative else "prompt"]
         column = self.spec.prompts.label or self.label_column
         found = self._class_index(prompts, column, {name: i for i, name in enumerate(self.classes)})
         if bare := sorted(set(range(len(self.classes))) - set(found.tolist())):
@@ -186,8 +191,7 @@ class DatasetRows:
     @property
     def parts(self) -> dict[str, Samples]:
         """Every set of rows that is used, by its name."""
-        prompts = {"prompt": self.prompts, "negative prompt": self.negatives}
-        return {**self.splits, **{name: found for name, found in prompts.items() if found is not None}, **self.texts}
+        return {**self.splits, **self.texts}
 
     @property
     def rows_used(self) -> NDArray[np.int64]:
@@ -216,32 +220,32 @@ class DatasetRows:
         return np.array([index[value] for value in values], dtype=np.int64)
 
 
-def load_dataset(spec: DatasetSpec, store: FeatureStore) -> DatasetRows:
-    """Raises UserError for a column that the store lacks, a value that a filter names and no row has, or a key that
-    occurs twice in a split."""
+def load_dataset(spec: DatasetSpec, store: FeatureStore, also: tuple[str, ...] = ()) -> DatasetRows:
+    """Find the rows of a data set, with the columns that its tasks read and `also`. Raises UserError for a column that
+    the store lacks, a value that a filter names and no row has, or a key that occurs twice in a split."""
     counts: dict[str, Counter[object]] = {}
     select = partial(_select, spec.dataset, store, counts)
     splits: dict[str, Samples] = {}
     for name in SPLITS:
         chosen: RowFilter | None = getattr(spec.rows, name)
         if chosen is not None:
-            splits[name] = select(name, chosen, spec.columns)
+            splits[name] = select(name, chosen, (*spec.columns, *also))
             keys, times = np.unique(splits[name].ids, return_counts=True)
             if (times > 1).any():
                 raise UserError(f"{spec.dataset}: key {str(keys[times > 1][0])!r} stands twice among the {name} rows")
-    prompts = negatives = None
-    classes = tuple(spec.classes or ())
+    texts: dict[str, Samples] = {}
     labels = splits["test"].column(spec.label) if spec.label is not None else np.empty(0, dtype=object)
     if spec.prompts is not None:
         of = spec.prompts.label or spec.label or "key"
-        prompts = select("prompt", spec.prompts.rows, (of,))
-        labels = labels if spec.label is None else prompts.column(of)
+        texts["prompt"] = select("prompt", spec.prompts.rows, (of,))
+        labels = labels if spec.label is None else texts["prompt"].column(of)
         if spec.prompts.negatives is not None:
-            negatives = select("negative prompt", spec.prompts.negatives, (of,))
-    if spec.classes is None:
-        classes = tuple(sorted({str(value) for value in labels if value is not None}))
-    texts = {name: select(name, *asked) for section in spec.own_sections() for name, asked in section.texts.items()}
-    return DatasetRows(spec, store, splits, prompts, negatives or None, texts, classes, counts)
+            texts["negative prompt"] = select("negative prompt", spec.prompts.negatives, (of,))
+    classes = tuple(spec.classes if spec.classes is not None else sorted({str(v) for v in labels if v is not None}))
+    for section in spec.own_sections():
+        texts |= {name: select(name, *asked) for name, asked in section.texts.items()}
+    found = {name: rows for name, rows in texts.items() if name != "negative prompt" or len(rows)}
+    return DatasetRows(spec, store, splits, found, classes, counts)
 
 
 def _select(

@@ -20,10 +20,17 @@ from mmkd.evaluate.heads.settings import MilSettings, Trained, budget_warnings
 from mmkd.evaluate.linear_probe import Labeled, LinearProbeSettings, choose_c, fit, fit_warnings
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.scoring import STANDARD, Scoring
-from mmkd.evaluate.splits import Round, answers, folded_resamples, folds_of, mean_over_folds, rounds, shared_groups
-from mmkd.evaluate.strata import subgroups_of
-from mmkd.evaluate.task import Task, TaskSettings, Variant, without_features
+from mmkd.evaluate.scoring import STANDARD, Metric, Scoring
+from mmkd.evaluate.splits import (
+    Round,
+    answers,
+    folded_resamples,
+    folds_of,
+    mean_over_folds,
+    rounds,
+    shared_groups,
+)
+from mmkd.evaluate.task import Task, TaskSettings, Variant, answers_of_bags, without_features
 
 
 class DiagnosisSettings(TaskSettings):
@@ -58,8 +65,8 @@ class Diagnosis(Task[DiagnosisSettings]):
 
     def standard_scoring(self, spec: DatasetSpec) -> Scoring:
         """Classification metrics within folds, averaged over folds; patients are resampled inside their folds."""
-        metrics = {name: mean_over_folds(metric) for name, metric in STANDARD.metrics.items()}
-        return replace(STANDARD, metrics=metrics, proportions=frozenset(), resamples=folded_resamples)
+        metrics = {name: Metric(mean_over_folds(metric)) for name, metric in STANDARD.metrics.items()}
+        return replace(STANDARD, metrics=metrics, resamples=folded_resamples)
 
     def problems(self, data: DatasetRows) -> list[str]:
         _Slides(data).folds(self.own(data.spec), seed=0)
@@ -109,18 +116,7 @@ class Diagnosis(Task[DiagnosisSettings]):
             + without_features(trained_on, int((~tested).sum()), "training bags")
             + budget_warnings([Trained(**one) for one in chosen if "epoch" in one]),
         }
-        return Predictions(
-            ids=slides.bags.ids[tested],
-            group=slides.group[tested],
-            domain=slides.bags.domains[tested],
-            y=slides.y[tested],
-            score=score[tested],
-            available=there[tested],
-            columns=data.classes,
-            info=info,
-            fold=fold[tested],
-            subgroups={name: v[tested] for name, v in subgroups_of(data, slides.bags.column).items()},
-        )
+        return answers_of_bags(slides.bags, score, there, data.classes, info=info, fold=fold, y=slides.y)
 
 
 class _Slides:

@@ -81,6 +81,11 @@ class Features:
         values[~available] = np.nan
         return Block(values, available)
 
+    def sound(self, tower: Tower, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether all members have features of these grid rows, bool (n,), by the store's own marks."""
+        marks = [(self.store.valid(one)[rows] & SOUND_BIT[tower]) != 0 for one in self.members]
+        return np.asarray(np.logical_and.reduce(marks))
+
     def _of_member(self, slug: str, tower: Tower, rows: NDArray[np.int64], normalized: bool) -> Block:
         values = np.asarray(self.store.features(slug, tower)[rows], dtype=np.float32)
         norms = np.sqrt(np.square(values, dtype=np.float32).sum(axis=1, dtype=np.float64))

@@ -65,8 +65,8 @@ class FewShot(Task[FewShotSettings]):
         """Mean over draws of the accuracy and of the balanced accuracy, both means over samples, at each number of
         shots."""
         own = self.own(spec)
-        metrics: dict[str, Metric] = {f"bacc@{k}": partial(_recall, shots=k) for k in own.shots}
-        metrics |= {f"acc@{k}": partial(_accuracy, shots=k) for k in own.shots}
+        metrics = {f"bacc@{k}": Metric(partial(_recall, shots=k)) for k in own.shots}
+        metrics |= {f"acc@{k}": Metric(partial(_accuracy, shots=k)) for k in own.shots}
         return Scoring("standard", metrics, f"bacc@{own.shots[-1]}", contrasts=class_contrasts)
 
     def problems(self, data: DatasetRows) -> list[str]:

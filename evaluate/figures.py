@@ -206,7 +206,7 @@ def shots(folder: ResultFolder, question: Question, model: str) -> Figure:
     """Mean over columns at each number of shots, with intervals, on a logarithmic axis."""
     if question.task != "few_shot":
         raise ConfigError(f"shots are of task few_shot, not {question.task!r}; give --task few_shot")
-    metric = folder.scoring(question)[1]
+    _, metric, _ = folder.asked(question)
     name = metric.partition("@")[0]
     counts = {int(one.partition("@")[2]): one for one in folder.metrics(question) if one.startswith(f"{name}@")}
     if not counts:

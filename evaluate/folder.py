@@ -75,16 +75,14 @@ class ResultFolder:
         specs = self.datasets(replace(question, metric=None))
         return list(dict.fromkeys(name for spec in specs for name in TASKS[question.task].scoring(spec).metrics))
 
-    def asked(self, question: Question) -> Question:
-        """Return the question with its metric named: by default the first primary one that all data sets have, if there
-        is one."""
+    def asked(self, question: Question) -> tuple[Question, str, Scoring]:
+        """Return the question with its metric named, by default the first primary one that all data sets have, if there
+        is one; that metric; and the scoring. Raises ConfigError for an unknown metric, or data sets of different
+        protocols."""
         found = [TASKS[question.task].scoring(spec) for spec in self.datasets(question)]
         shared = (one.primary for one in found if all(one.primary in other.metrics for other in found))
-        return replace(question, metric=question.metric or next(shared, found[0].primary))
-
-    def scoring(self, question: Question) -> tuple[Scoring, str]:
-        """Return scoring and metric. Raises ConfigError for an unknown metric, or data sets of different protocols."""
-        question = self.asked(question)
+        metric = question.metric or next(shared, found[0].primary)
+        question = replace(question, metric=metric)
         found = [TASKS[question.task].scoring(spec) for spec in self.datasets(question)]
         protocols = sorted({scoring.protocol for scoring in found})
         if len(protocols) > 1:
@@ -92,8 +90,7 @@ class ResultFolder:
                 f"{question.task} was run by {' and '.join(protocols)}: their values cannot share a table; "
                 "give the data sets one protocol"
             )
-        assert question.metric is not None, "`asked` names it"
-        return found[0], question.metric
+        return question, metric, found[0]
 
     def units(self, question: Question, dataset: str, model: str) -> list[Unit]:
         """Return one unit per draw of the labels. Raises ConfigError for an unknown head or share of labels."""
@@ -138,7 +135,7 @@ class ResultFolder:
         self, question: Question, spec: DatasetSpec, found: Predictions, parts: Mapping[str, NDArray[np.bool_]]
     ) -> dict[str, Replicates]:
         """Return the metric of a question on parts of the rows, bool (n,) each."""
-        (_, metric), scoring = self.scoring(question), TASKS[question.task].scoring(spec)
+        (_, metric, _), scoring = self.asked(question), TASKS[question.task].scoring(spec)
         suite, name = self.plan.suite, self.plan.suite.resample_name(spec.dataset)
         scored = resampled(found, [metric], scoring, bootstrap=suite.bootstrap, name=name, parts=parts)
         return {part: replicates for (part, _), replicates in scored.items()}

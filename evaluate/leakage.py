@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,15 +30,10 @@ from mmkd.base.process import usable_cores
 from mmkd.base.text import one_line
 from mmkd.evaluate.dataset import load_dataset
 from mmkd.evaluate.features import Features
+from mmkd.evaluate.neighbors import BLOCK, Blocks, nearest_rows
 from mmkd.evaluate.suite import Suite
 from mmkd.store import FeatureStore, UserError
 
-Blocks = Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]]
-"""Numbers, int64 (m,), and unit features or signs, float32 (m, D), of the rows that have some, a block at a time."""
-QUERIES = 4096
-"""Queries multiplied at a time; against a block of 8192 rows the scores take 128 MiB of float32."""
-BLOCK = 8192
-"""Rows whose features, or images whose hashes, are taken at a time."""
 HASH_BITS = 64
 HASHES = pa.schema({"image_sha256": pa.string(), "phash": pa.uint64()})
 SAVE_EVERY = 12
@@ -280,48 +275,23 @@ def _near_copies(
         return Near(0, 0, None, None), []
     least = limits.cosine if kind == "features" else HASH_BITS - 2 * limits.bits
 
-    def closeness(product: np.float32) -> float:
+    def closeness(product: np.floating[Any]) -> float:
         return round(float(product), 6) if kind == "features" else (HASH_BITS - float(product)) / 2
 
     positions, values = (np.concatenate(parts) for parts in zip(*own, strict=True))
     asked = positions[alone[positions]]
     excluded = None if group is None else group[asked]
-    best, where = nearest(values[alone[positions]], other.blocks(kind), excluded, group)
+    found = nearest_rows(values[alone[positions]], other.blocks(kind), 1, excluded, group)
+    where, best = (column[:, 0] for column in found)
     order = np.argsort(-best, kind="stable")[: int((where >= 0).sum())]
     best = best[order]
     typical, closest = (closeness(np.median(best)), closeness(best[0])) if len(best) else (None, None)
     near = Near(len(positions), int((best >= least).sum()), typical, closest)
     pairs = []
-    for product, i in zip(best[: near.found], order[: near.found], strict=True):
-        size = closeness(product)
-        measured: dict[str, Any] = {"bits": round(size)} if kind == "hash" else {"cosine": size}
-        pairs.append(Pair(str(one.key[asked[i]]), str(other.key[where[i]]), kind, **measured))
+    for product, i in zip(best[: near.found], order, strict=False):
+        cosine, bits = (closeness(product), None) if kind == "features" else (None, round(closeness(product)))
+        pairs.append(Pair(str(one.key[asked[i]]), str(other.key[where[i]]), kind, cosine, bits))
     return near, pairs
-
-
-def nearest(
-    queries: NDArray[np.float32],
-    blocks: Blocks,
-    excluded: NDArray[np.int64] | None = None,
-    group: NDArray[np.int64] | None = None,
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Find the row with the highest inner product for every query, float32 (n, D), the first of equal ones: inner
-    products, float32 (n,), and numbers, int64 (n,); -inf and -1 where there is none. `excluded`: int64 (n,), the group
-    whose rows may not answer a query. `group`: int64, of every number; numbers ascend over all `blocks`."""
-    best = np.full(len(queries), -np.inf, dtype=np.float32)
-    where = np.full(len(queries), -1, dtype=np.int64)
-    for numbers, values in blocks:
-        for start in range(0, len(queries) if len(numbers) else 0, QUERIES):
-            part = slice(start, start + QUERIES)
-            scores = queries[part] @ values.T
-            if excluded is not None and group is not None:
-                scores[excluded[part, None] == group[numbers]] = -np.inf
-            column = scores.argmax(axis=1)
-            found = scores[np.arange(len(column)), column]
-            better = found > best[part]
-            best[part][better] = found[better]
-            where[part][better] = numbers[column[better]]
-    return best, where
 
 
 class ImageHashes:

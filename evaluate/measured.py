@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -13,62 +13,47 @@ from numpy.typing import NDArray
 from mmkd.base.errors import UserError
 from mmkd.evaluate import calibration
 from mmkd.evaluate.dataset_spec import DatasetSpec
-from mmkd.evaluate.measures import Calibration, Conformal, Operating
-from mmkd.evaluate.metrics import Floats, mean_of_defined, net_benefit, quadratic_kappa, sensitivity_at, weighted_mean
+from mmkd.evaluate.measures import Operating
+from mmkd.evaluate.metrics import (
+    Censoring,
+    Floats,
+    dynamic_auroc,
+    integrated_brier,
+    mean_of_defined,
+    net_benefit,
+    quadratic_kappa,
+    sensitivity_at,
+    weighted_mean,
+)
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.scoring import Contrast, Metric, Scoring
 from mmkd.evaluate.splits import mean_over_folds
 from mmkd.evaluate.statistics import FEWEST_GROUPS
-from mmkd.evaluate.survival_scores import Censoring, dynamic_auroc, integrated_brier
 
 Answers = Literal["", "classes", "labels", "survival"]
 """What a task predicts: probabilities of classes or of each of several labels, survival, or what only subgroups
 suit."""
 
 
-@dataclass(frozen=True)
-class Measure:
-    """A metric, and where it goes in a `Scoring`."""
-
-    metric: Metric
-    lower: bool = False
-    share: bool = True
-    mean: bool = False
-    centered: bool = False
-    contrasts: Callable[[Predictions], list[Contrast]] | None = None
-    undefined: str = ""
-
-
 def with_measures(scoring: Scoring, spec: DatasetSpec, answers: Answers, *, validated: bool) -> Scoring:
     """Return `scoring` with the measures of a data set. validated: predictions bring validation samples along."""
-    wanted, found = spec.measures, dict[str, Measure]()
+    wanted, found = spec.measures, dict[str, Metric]()
     if answers == "classes":
         if wanted.calibration is not None:
-            found |= _calibration(wanted.calibration, validated=validated)
+            found |= _calibration("", probabilities, wanted.calibration.bins)
+            if wanted.calibration.temperature and validated:
+                found |= _calibration("_t", calibrated, wanted.calibration.bins)
         if wanted.kappa:
-            found["kappa"] = Measure(lambda one, weights: quadratic_kappa(one.labels(), one.score, weights))
-        if wanted.conformal is not None and validated:
-            found |= _conformal(wanted.conformal)
+            found["kappa"] = Metric(lambda one, weights: quadratic_kappa(one.labels(), one.score, weights))
+        for share in wanted.conformal.coverage if wanted.conformal is not None and validated else ():
+            found |= _conformal(share)
         if wanted.operating is not None:
             found |= _operating(wanted.operating)
     elif answers == "survival" and wanted.survival is not None:
         found |= _survival(wanted.survival.times)
     for column in wanted.subgroups:
         found |= _subgroups(column, scoring)
-
-    def named(test: Callable[[Measure], bool]) -> frozenset[str]:
-        return frozenset(name for name, one in found.items() if test(one))
-
-    return replace(
-        scoring,
-        metrics=scoring.metrics | {name: one.metric for name, one in found.items()},
-        lower_is_better=scoring.lower_is_better | named(lambda one: one.lower),
-        not_shares=scoring.not_shares | named(lambda one: not one.share),
-        proportions=scoring.proportions | named(lambda one: one.mean),
-        centered=scoring.centered | named(lambda one: one.centered),
-        own_contrasts={name: one.contrasts for name, one in found.items() if one.contrasts is not None},
-        undefined={name: one.undefined for name, one in found.items() if one.undefined},
-    )
+    return replace(scoring, metrics=scoring.metrics | found)
 
 
 def measure_needs(spec: DatasetSpec, calibrated: list[bool]) -> Iterator[str]:
@@ -114,47 +99,38 @@ def positive_score(found: Predictions, positive: tuple[str, ...]) -> tuple[NDArr
     return np.isin(found.labels(), columns), found.score[:, columns].sum(axis=1)
 
 
-def _calibration(asked: Calibration, *, validated: bool) -> dict[str, Measure]:
-    found: dict[str, Measure] = {}
-    for suffix, score_of in (("", probabilities), *([("_t", calibrated)] if asked.temperature and validated else [])):
-        error = partial(_error, score_of=score_of, bins=asked.bins)
-        part = partial(_brier_part, score_of=score_of, bins=asked.bins)
-        found |= {
-            f"ece{suffix}@{asked.bins}": Measure(partial(error, equal_mass=False), lower=True, centered=True),
-            f"ece_mass{suffix}@{asked.bins}": Measure(partial(error, equal_mass=True), lower=True, centered=True),
-            f"brier{suffix}": Measure(partial(_brier, score_of=score_of), lower=True),
-            f"reliability{suffix}@{asked.bins}": Measure(partial(part, which=0), lower=True, centered=True),
-            f"resolution{suffix}@{asked.bins}": Measure(partial(part, which=1)),
-        }
-        if not suffix:  # of the labels alone
-            found["uncertainty"] = Measure(partial(part, which=2), lower=True)
-    return found
+def _calibration(suffix: str, score_of: Callable[[Predictions], Floats], bins: int) -> dict[str, Metric]:
+    def error(found: Predictions, weights: Floats, equal_mass: bool) -> Floats:
+        p, happened = calibration.events(found.labels(), score_of(found))
+        return calibration.calibration_error(p, happened, weights, bins, equal_mass=equal_mass)
+
+    def brier(found: Predictions, weights: Floats) -> Floats:
+        return calibration.brier(found.labels(), score_of(found), weights)
+
+    def part(found: Predictions, weights: Floats, which: int) -> Floats:
+        return calibration.brier_parts(found.labels(), score_of(found), weights, bins)[which]
+
+    return {
+        f"ece{suffix}@{bins}": Metric(partial(error, equal_mass=False), lower=True, centered=True),
+        f"ece_mass{suffix}@{bins}": Metric(partial(error, equal_mass=True), lower=True, centered=True),
+        f"brier{suffix}": Metric(brier, lower=True),
+        f"reliability{suffix}@{bins}": Metric(partial(part, which=0), lower=True, centered=True),
+        f"resolution{suffix}@{bins}": Metric(partial(part, which=1)),
+        **({} if suffix else {"uncertainty": Metric(partial(part, which=2), lower=True)}),  # of the labels alone
+    }
 
 
-def _error(
-    found: Predictions, weights: Floats, *, score_of: Callable[[Predictions], Floats], bins: int, equal_mass: bool
-) -> Floats:
-    p, happened = calibration.events(found.labels(), score_of(found))
-    return calibration.calibration_error(p, happened, weights, bins, equal_mass=equal_mass)
+def _conformal(share: float) -> dict[str, Metric]:
+    def covered(found: Predictions, weights: Floats) -> Floats:
+        return weighted_mean(conformal_sets(found, share)[np.arange(len(found)), found.labels()], weights)
 
+    def size(found: Predictions, weights: Floats) -> Floats:
+        return weighted_mean(conformal_sets(found, share).sum(axis=1), weights)
 
-def _brier(found: Predictions, weights: Floats, *, score_of: Callable[[Predictions], Floats]) -> Floats:
-    return calibration.brier(found.labels(), score_of(found), weights)
-
-
-def _brier_part(
-    found: Predictions, weights: Floats, *, score_of: Callable[[Predictions], Floats], bins: int, which: int
-) -> Floats:
-    return calibration.brier_parts(found.labels(), score_of(found), weights, bins)[which]
-
-
-def _conformal(asked: Conformal) -> dict[str, Measure]:
-    found: dict[str, Measure] = {}
-    for share in asked.coverage:
-        found[f"coverage@{share:g}"] = Measure(partial(_coverage, share=share), mean=True)
-        size = Measure(partial(_set_size, share=share), lower=True, share=False, contrasts=lambda _: [])
-        found[f"set_size@{share:g}"] = size
-    return found
+    return {
+        f"coverage@{share:g}": Metric(covered, mean=True),
+        f"set_size@{share:g}": Metric(size, lower=True, share=False, contrasts=lambda _: []),
+    }
 
 
 def conformal_sets(found: Predictions, coverage: float) -> NDArray[np.bool_]:
@@ -163,15 +139,7 @@ def conformal_sets(found: Predictions, coverage: float) -> NDArray[np.bool_]:
     return probabilities(found) >= found.validation.threshold(coverage)
 
 
-def _coverage(found: Predictions, weights: Floats, *, share: float) -> Floats:
-    return weighted_mean(conformal_sets(found, share)[np.arange(len(found)), found.labels()], weights)
-
-
-def _set_size(found: Predictions, weights: Floats, *, share: float) -> Floats:
-    return weighted_mean(conformal_sets(found, share).sum(axis=1), weights)
-
-
-def _operating(asked: Operating) -> dict[str, Measure]:
+def _operating(asked: Operating) -> dict[str, Metric]:
     both = "needs samples of the positive and of other classes"
 
     def sides(found: Predictions) -> list[Contrast]:
@@ -187,17 +155,17 @@ def _operating(asked: Operating) -> dict[str, Measure]:
 
     # A score has a rank within its fold alone; a probability means the same in all.
     return {
-        f"sensitivity@{share:g}": Measure(
+        f"sensitivity@{share:g}": Metric(
             mean_over_folds(partial(sensitivity, share=share)), contrasts=sides, undefined=both
         )
         for share in asked.specificity
     } | {
-        f"net_benefit@{threshold:g}": Measure(partial(benefit, threshold=threshold), contrasts=sides)
+        f"net_benefit@{threshold:g}": Metric(partial(benefit, threshold=threshold), contrasts=sides)
         for threshold in asked.thresholds
     }
 
 
-def _survival(times: tuple[float, ...]) -> dict[str, Measure]:
+def _survival(times: tuple[float, ...]) -> dict[str, Metric]:
     def columns(found: Predictions) -> tuple[Floats, NDArray[np.bool_]]:
         return found.column("time"), found.column("event") > 0
 
@@ -216,8 +184,8 @@ def _survival(times: tuple[float, ...]) -> dict[str, Measure]:
         return integrated_brier(alive, *columns(found), weights, times)
 
     beyond = "needs an event by then, and a patient who is seen beyond, in one fold"
-    return {f"auroc@{at:g}": Measure(partial(area, at=at), undefined=beyond) for at in times} | {
-        f"ibs@{times[0]:g}-{times[-1]:g}": Measure(
+    return {f"auroc@{at:g}": Metric(partial(area, at=at), undefined=beyond) for at in times} | {
+        f"ibs@{times[0]:g}-{times[-1]:g}": Metric(
             integral, lower=True, undefined=f"needs a patient who is seen beyond {times[-1]:g}"
         )
     }
@@ -228,28 +196,26 @@ def alive_at(time: float) -> str:
     return f"alive@{time:g}"
 
 
-def _subgroups(column: str, scoring: Scoring) -> dict[str, Measure]:
-    lower, share = scoring.primary in scoring.lower_is_better, scoring.primary not in scoring.not_shares
+def _subgroups(column: str, scoring: Scoring) -> dict[str, Metric]:
+    primary = scoring.metrics[scoring.primary]
 
-    def over(found: Predictions, weights: Floats, combine: Callable[[Floats], Floats], fewest: int) -> Floats:
+    def over(found: Predictions, weights: Floats, combine: Callable[[Floats], Floats]) -> Floats:
         names, values, once = found.subgroups.get(column, np.empty(0, dtype=object)), [], np.ones((1, len(found)))
         for mask in (names == name for name in sorted(set(names.tolist()) - {""})):
             rows = found.take(mask)
-            if len(set(rows.group.tolist())) >= FEWEST_GROUPS:
-                metric = scoring.metrics[scoring.primary]
-                if not np.isnan(metric(rows, once[:, mask])).any():
-                    values.append(metric(rows, weights[:, mask]))
-        return combine(np.stack(values)) if len(values) >= fewest else np.full(len(weights), np.nan)
+            enough = len(set(rows.group.tolist())) >= FEWEST_GROUPS
+            if enough and not np.isnan(primary(rows, once[:, mask])).any():
+                values.append(primary(rows, weights[:, mask]))
+        return combine(np.stack(values)) if len(values) > 1 else np.full(len(weights), np.nan)
 
     undefined = f"needs two subgroups of {FEWEST_GROUPS} groups in which {scoring.primary} has a value"
-    kinds = {
-        f"gap_{column}": Measure(
-            partial(over, combine=lambda values: np.ptp(values, axis=0), fewest=2), lower=True, undefined=undefined
-        ),
-        f"worst_{column}": Measure(
-            partial(over, combine=lambda values: (np.max if lower else np.min)(values, axis=0), fewest=2), lower=lower,
-            undefined=undefined,
-        ),
-    }  # fmt: skip
-    # By chance alone two subgroups differ, and one of several is the worst.
-    return {name: replace(one, share=share, centered=True) for name, one in kinds.items()}
+
+    def metric(combine: Callable[..., Floats], lower: bool) -> Metric:
+        score = partial(over, combine=partial(combine, axis=0))
+        # By chance alone two subgroups differ, and one of several is the worst.
+        return Metric(score, lower=lower, share=primary.share, centered=True, undefined=undefined)
+
+    return {
+        f"gap_{column}": metric(np.ptp, lower=True),
+        f"worst_{column}": metric(np.max if primary.lower else np.min, lower=primary.lower),
+    }

@@ -83,24 +83,20 @@ def _answered(rows: list[ResultRow]) -> bool:
 
 def _check_units(folders: Sequence[Path], plans: Sequence[Plan]) -> None:
     """Raise ConfigError if a data set has other rows in two folders, or a model other features."""
-    data: dict[str, tuple[str, Path]] = {}
-    features: dict[tuple[str, str], tuple[str, Path]] = {}
+    first: dict[tuple[str, ...], tuple[str, Path]] = {}
     for folder, plan in zip(folders, plans, strict=True):
-        for unit in plan.units:
-            if not unit.data_digest:
-                continue
-            digest, other = data.setdefault(unit.dataset, (unit.data_digest, folder))
-            if digest != unit.data_digest:
-                raise ConfigError(
-                    f"{unit.dataset} has other rows or labels in {folder} ({unit.data_digest}) than in {other} "
-                    f"({digest}); extract the same files in both labs"
-                )
-            digest, other = features.setdefault((unit.dataset, unit.model), (unit.features_digest, folder))
-            if digest != unit.features_digest:
-                raise ConfigError(
-                    f"{unit.model} has other features of {unit.dataset} in {folder} ({unit.features_digest}) than in "
-                    f"{other} ({digest}); rename one of the two models"
-                )
+        for unit in (one for one in plan.units if one.data_digest):
+            data, features = (
+                f"{unit.dataset} has other rows or labels",
+                f"{unit.model} has other features of {unit.dataset}",
+            )
+            for what, own, how, place in (
+                (data, unit.data_digest, "extract the same files in both labs", (unit.dataset,)),
+                (features, unit.features_digest, "rename one of the two models", (unit.dataset, unit.model)),
+            ):
+                digest, other = first.setdefault(place, (own, folder))
+                if digest != own:
+                    raise ConfigError(f"{what} in {folder} ({own}) than in {other} ({digest}); {how}")
 
 
 def _joined_suite(plans: Sequence[Plan]) -> Suite:

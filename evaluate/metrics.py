@@ -1,12 +1,14 @@
 """Metrics that take counts: one call scores a block of bootstrap resamples. `y` is int64 (n,), classes 0 to C - 1;
-`score` is float64 (n, C), higher is surer; of two classes, `positive` is bool (n,) and `score` float64 (n,). `weights`
-is float64 (B, n): how often each sample occurs in each of B resamples; a row of ones is the data set itself. Every
-metric is float64 (B,), NaN where it has no value. Counts instead of repeated rows add no ties to the data."""
+`score` is float64 (n, C), higher is surer; of two classes, `positive` is bool (n,) and `score` float64 (n,); of
+survival, `time` is float64 (n,) and `event` bool (n,), whether it was seen. `weights` is float64 (B, n): how often each
+sample occurs in each of B resamples; a row of ones is the data set itself. Every metric is float64 (B,), NaN where it
+has no value. Counts instead of repeated rows add no ties to the data."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.integrate import trapezoid
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -62,13 +64,9 @@ def auroc(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats
 def average_precision(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats:
     """Return the sum over thresholds (one for equal scores) of precision times the recall gained there. Equals
     `sklearn.metrics.average_precision_score(sample_weight=...)`; NaN without positives."""
-    order = np.argsort(-score, kind="stable")
-    rows = np.ascontiguousarray(weights.T)[order]
-    own = np.where(positive[order, None], rows, 0.0)
-    thresholds = np.flatnonzero(np.diff(score[order], append=-np.inf))
-    hits = np.cumsum(own, axis=0)[thresholds]
-    precision = ratio(hits, np.cumsum(rows, axis=0)[thresholds])
-    return ratio(np.nansum(np.diff(hits, axis=0, prepend=0.0) * precision, axis=0), own.sum(axis=0))
+    hits, alarms = _at_thresholds(positive, score, weights)
+    gained = np.diff(hits, axis=0, prepend=0.0) * ratio(hits, hits + alarms)
+    return ratio(np.nansum(gained, axis=0), hits[-1:].sum(axis=0))
 
 
 def quadratic_kappa(y: Labels, score: Floats, weights: Floats) -> Floats:
@@ -84,15 +82,20 @@ def quadratic_kappa(y: Labels, score: Floats, weights: Floats) -> Floats:
 def sensitivity_at(positive: NDArray[np.bool_], score: Floats, weights: Floats, specificity: float) -> Floats:
     """Return the highest sensitivity of a threshold whose specificity is at least this; samples that score at least the
     threshold are found. Each resample has its own threshold. NaN without positives or negatives."""
-    order = np.argsort(-score, kind="stable")
-    rows = np.ascontiguousarray(weights.T)[order]
-    thresholds = np.flatnonzero(np.diff(score[order], append=-np.inf))
-    found = positive[order, None]
-    hits, alarms = (np.cumsum(np.where(mask, rows, 0.0), axis=0)[thresholds] for mask in (found, ~found))
+    hits, alarms = _at_thresholds(positive, score, weights)
     positives, negatives = hits[-1:].sum(axis=0), alarms[-1:].sum(axis=0)
     allowed = (alarms <= (1 - specificity) * negatives + 1e-9).sum(axis=0)  # alarms ascend
     best = np.take_along_axis(np.pad(hits, ((1, 0), (0, 0))), allowed[None], axis=0)[0]
     return np.where(negatives > 0, ratio(best, positives), np.nan)
+
+
+def _at_thresholds(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """Return positives and negatives that score at least each threshold, float64 (thresholds, B), from the highest."""
+    order = np.argsort(-score, kind="stable")
+    rows, found = np.ascontiguousarray(weights.T)[order], positive[order, None]
+    thresholds = np.flatnonzero(np.diff(score[order], append=-np.inf))
+    hits, alarms = (np.cumsum(np.where(mask, rows, 0.0), axis=0)[thresholds] for mask in (found, ~found))
+    return hits, alarms
 
 
 def net_benefit(positive: NDArray[np.bool_], score: Floats, weights: Floats, threshold: float) -> Floats:
@@ -139,6 +142,55 @@ def concordance(risk: Floats, time: Floats, event: NDArray[np.bool_], weights: F
         right += np.einsum("bi,bi->b", weights[:, part], weights @ points.T)
         every += np.einsum("bi,bi->b", weights[:, part], weights @ comparable.T.astype(np.float64))
     return ratio(right, every)
+
+
+class Censoring:
+    """Kaplan and Meier's estimate of the chance to be uncensored, in each of B resamples: the denominators of inverse
+    probability of censoring weights. Of equal times, events come before censorings."""
+
+    def __init__(self, time: Floats, event: NDArray[np.bool_], weights: Floats) -> None:
+        order = np.argsort(time, kind="stable")
+        self._times, self._place = np.unique(time, return_inverse=True)
+        rows, seen = np.ascontiguousarray(weights.T)[order], event[order, None]
+        starts = np.searchsorted(time[order], self._times)
+        died, lost = (np.add.reduceat(np.where(mask, rows, 0.0), starts, axis=0) for mask in (seen, ~seen))
+        at_risk = np.cumsum((died + lost)[::-1], axis=0)[::-1] - died
+        steps = np.where(at_risk > 0, 1 - np.nan_to_num(ratio(lost, at_risk)), 1.0)
+        self._uncensored = np.cumprod(np.pad(steps, ((1, 0), (0, 0)), constant_values=1.0), axis=0)
+
+    def inverse(self, weights: Floats) -> Floats:
+        """Return weights, float64 (B, n), divided by the chance to be uncensored just before each subject's time."""
+        chance = self._uncensored[self._place].T
+        return np.divide(weights, chance, out=np.zeros_like(weights), where=chance > 0)
+
+    def at(self, time: float) -> Floats:
+        """Return the chance to be uncensored at a time, float64 (B,)."""
+        return np.asarray(self._uncensored[np.searchsorted(self._times, time, side="right")])
+
+
+def dynamic_auroc(
+    risk: Floats, time: Floats, event: NDArray[np.bool_], weights: Floats, inverse: Floats, at: float
+) -> Floats:
+    """Return the cumulative/dynamic area under the ROC curve at a time (Uno et al. 2007; Hung and Chiang 2010): of
+    those with an event until then against those who live longer, events with `inverse` weights of `Censoring`. Equals
+    `sksurv.metrics.cumulative_dynamic_auc`; NaN where either side is empty."""
+    case, rows = event & (time <= at), (event & (time <= at)) | (time > at)
+    return auroc(case[rows], risk[rows], np.where(case, inverse, weights)[:, rows])
+
+
+def integrated_brier(
+    alive: Floats, time: Floats, event: NDArray[np.bool_], weights: Floats, times: tuple[float, ...]
+) -> Floats:
+    """Return the Brier score of survival chances, `alive` float64 (n, T), integrated over `times` by the trapezoidal
+    rule and divided by their span (Graf et al. 1999, equations 5 and 6). Equals
+    `sksurv.metrics.integrated_brier_score`; NaN where nobody is seen beyond the last time."""
+    censoring = Censoring(time, event, weights)
+    inverse, scores = censoring.inverse(weights), []
+    for chance, at in zip(alive.T, times, strict=True):
+        died = inverse @ (chance**2 * (event & (time <= at)))
+        lives = time > at
+        scores.append(died + ratio(weights @ ((1 - chance) ** 2 * lives), censoring.at(at) * (weights @ lives > 0)))
+    return ratio(trapezoid(scores, times, axis=0), (times[-1] - times[0]) * weights.sum(axis=1))
 
 
 def class_counts(y: Labels, score: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:

@@ -23,7 +23,7 @@ from mmkd.evaluate.features import Features
 from mmkd.evaluate.linear_probe import Labeled, LinearProbe, fit_chosen, fit_warnings, training_rows
 from mmkd.evaluate.metrics import Floats, auroc, average_precision, mean_of_defined, weighted_mean
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.scoring import Contrast, Metric, Scoring
+from mmkd.evaluate.scoring import Contrast, Metric, Score, Scoring
 from mmkd.evaluate.splits import group_leaks, probe_splits
 from mmkd.evaluate.task import Task, TaskSettings, Variant, answers_of_test
 from mmkd.evaluate.zero_shot import class_cosines, prompt_facts
@@ -63,7 +63,7 @@ class MultilabelZeroShot(Task[MultilabelZeroShotSettings]):
         found = label_problems(data, ("test",)) + _no_probabilities(data)
         with collect(found):
             data.prompt_labels()
-            if data.negatives is not None:
+            if "negative prompt" in data.texts:
                 data.prompt_labels(negative=True)
         return found
 
@@ -78,19 +78,19 @@ class MultilabelZeroShot(Task[MultilabelZeroShotSettings]):
         scores, available = [], []
         for member in features.each_member():
             score, there = class_cosines(data, member)
-            if data.negatives is not None:
+            if "negative prompt" in data.texts:
                 # The softmax over two is the logistic function of their difference.
                 score = expit(scale * (score - class_cosines(data, member, negative=True)[0]))
             scores.append(score)
             available.append(there)
-        kind = "bare cosine" if data.negatives is None else "positive against negative prompts"
+        kind = "bare cosine" if "negative prompt" not in data.texts else "positive against negative prompts"
         info = {"score": kind, "temperature": scale, **prompt_facts(data, features)}
         return predictions(data, np.mean(scores, axis=0), np.logical_and.reduce(available), info)
 
 
 def _no_probabilities(data: DatasetRows) -> list[str]:
     """Report calibration of scores that are bare cosines."""
-    if data.negatives is not None or data.spec.measures.calibration is None:
+    if "negative prompt" in data.texts or data.spec.measures.calibration is None:
         return []
     return [
         f"{data.spec.dataset}: without negative prompts scores of multilabel_zero_shot are cosines, not probabilities; "
@@ -240,7 +240,7 @@ def _label_contrasts(found: Predictions) -> list[Contrast]:
     return [(column == 1, column == 0) for column in known.T]
 
 
-def _over_labels(metric: Callable[[NDArray[np.bool_], Floats, Floats], Floats]) -> Metric:
+def _over_labels(metric: Callable[[NDArray[np.bool_], Floats, Floats], Floats]) -> Score:
     """Return the mean of a metric over labels, each on the samples where it is known."""
 
     def mean(found: Predictions, weights: Floats) -> Floats:
@@ -255,7 +255,7 @@ def _over_labels(metric: Callable[[NDArray[np.bool_], Floats, Floats], Floats]) 
 
 SCORING = Scoring(
     "standard",
-    {"auroc_mean": _over_labels(auroc), "map": _over_labels(average_precision)},
+    {"auroc_mean": Metric(_over_labels(auroc)), "map": Metric(_over_labels(average_precision))},
     primary="auroc_mean",
     contrasts=_label_contrasts,
 )
@@ -272,9 +272,8 @@ def _scoring(spec: DatasetSpec) -> Scoring:
         return calibration_error(score, known, weights, bins, equal_mass=equal_mass)
 
     errors = {
-        f"ece@{bins}": _over_labels(partial(error, equal_mass=False)),
-        f"ece_mass@{bins}": _over_labels(partial(error, equal_mass=True)),
+        name: Metric(_over_labels(partial(error, equal_mass=equal)), lower=True, centered=True)
+        for name, equal in ((f"ece@{bins}", False), (f"ece_mass@{bins}", True))
     }
     squares = _over_labels(lambda known, score, weights: weighted_mean((score - known) ** 2, weights))
-    metrics = SCORING.metrics | errors | {"brier": squares}
-    return replace(SCORING, metrics=metrics, lower_is_better=frozenset({*errors, "brier"}), centered=frozenset(errors))
+    return replace(SCORING, metrics=SCORING.metrics | errors | {"brier": Metric(squares, lower=True)})

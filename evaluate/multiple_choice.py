@@ -14,7 +14,7 @@ from mmkd.evaluate.features import Features
 from mmkd.evaluate.metrics import Floats, ratio, weighted_mean
 from mmkd.evaluate.predictions import Predictions, choices_digest
 from mmkd.evaluate.retrieval import TIE
-from mmkd.evaluate.scoring import Scoring
+from mmkd.evaluate.scoring import Metric, Scoring
 from mmkd.evaluate.task import Task, TaskSettings, Variant, answers_of_test
 from mmkd.evaluate.vqa import normalized
 from mmkd.store.evaluation_rows import CANDIDATE, KIND, TEXT_OF
@@ -58,12 +58,11 @@ class MultipleChoice(Task[ChoiceSettings]):
         return Scoring(
             "standard",
             {
-                "acc": lambda found, weights: weighted_mean(found.column("right"), weights),
-                "acc_over_chance": _over_chance,
-                "chance": lambda found, weights: weighted_mean(1 / found.column("options"), weights),
+                "acc": Metric(lambda found, weights: weighted_mean(found.column("right"), weights), mean=True),
+                "acc_over_chance": Metric(_over_chance),
+                "chance": Metric(lambda found, weights: weighted_mean(1 / found.column("options"), weights)),
             },
             "acc",
-            proportions=frozenset({"acc"}),
         )
 
     def problems(self, data: DatasetRows) -> list[str]:
@@ -93,9 +92,7 @@ def _questions(data: DatasetRows) -> list[tuple[NDArray[np.int64], int]]:
     """Return the positions of each test question's options, int64 (m,), and which of them is right. Raises UserError
     for a question with fewer than two options, or not exactly one right one."""
     columns, options, test = cast(ChoiceColumns, data.spec.multiple_choice), data.texts["option"], data.split("test")  # type: ignore[attr-defined]
-    of: dict[str, list[int]] = {}
-    for i, question in enumerate(options.column(columns.option_of)):
-        of.setdefault(str(question), []).append(i)
+    of = options.positions(columns.option_of)
     written = [normalized(one) for one in options.column(columns.answer)]
     found = []
     for key, caption, answer in zip(test.ids, test.column("caption"), test.column(columns.answer), strict=True):

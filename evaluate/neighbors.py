@@ -1,8 +1,8 @@
-"""Exact nearest rows of other groups by cosine, in blocks: memory does not grow with the number of rows."""
+"""Exact nearest rows, in blocks: memory does not grow with the number of rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,40 +14,50 @@ QUERIES = 256
 
 Read = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 """Positions (m,) to unit features, float32 (m, D)."""
+Blocks = Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]]
+"""Numbers of rows, int64 (m,), and their vectors, float32 (m, D), a block at a time; numbers ascend over all blocks."""
+
+
+def blocks_of(read: Read, n: int) -> Blocks:
+    """Yield rows 0 to n - 1."""
+    for start in range(0, n, BLOCK):
+        numbers = np.arange(start, min(start + BLOCK, n))
+        yield numbers, read(numbers)
 
 
 def nearest_rows(
-    read: Read, group: NDArray[np.int64], queries: NDArray[np.int64], k: int
+    queries: NDArray[np.float32],
+    blocks: Blocks,
+    k: int,
+    excluded: NDArray[np.int64] | None = None,
+    group: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Find the k rows of other groups with the highest cosine to every query, best first, the first of equal ones.
-    `group`: int64 (n,), of every row. `queries`: positions, int64 (q,). Returns positions, int64 (q, k), and cosines,
-    float32 (q, k); -1 and -inf where other groups have fewer rows."""
-    asked = read(queries)
+    """Find the k rows with the highest inner product for every query, float32 (q, D), best first, the first of equal
+    ones. `excluded`: int64 (q,), the group whose rows may not answer a query. `group`: int64, of every number. Returns
+    numbers, int64 (q, k), and products, float32 (q, k); -1 and -inf where there are fewer."""
     where = np.full((len(queries), k), -1, dtype=np.int64)
     best = np.full((len(queries), k), -np.inf, dtype=np.float32)
-    for start in range(0, len(group), BLOCK):
-        numbers = np.arange(start, min(start + BLOCK, len(group)))
-        values = read(numbers)
-        for first in range(0, len(queries), QUERIES):
+    for numbers, values in blocks:
+        for first in range(0, len(queries) if len(numbers) else 0, QUERIES):
             part = slice(first, first + QUERIES)
-            scores = asked[part] @ values.T
-            scores[group[queries[part], None] == group[numbers]] = -np.inf
-            _merge(best[part], where[part], scores, start)
+            scores = queries[part] @ values.T
+            if excluded is not None and group is not None:
+                scores[excluded[part, None] == group[numbers]] = -np.inf
+            _merge(best[part], where[part], scores, numbers)
     return where, best
 
 
-def _merge(best: NDArray[np.float32], where: NDArray[np.int64], scores: NDArray[np.float32], start: int) -> None:
-    """Put the scores of the next rows, (q, m), among the best k so far, in place. What is kept has lower positions, so
-    a stable sort leaves the first of equal rows in front."""
+def _merge(
+    best: NDArray[np.float32], where: NDArray[np.int64], scores: NDArray[np.float32], numbers: NDArray[np.int64]
+) -> None:
+    """Put the scores of the next rows, (q, m), among the best k so far, in place. What is kept has lower numbers, so a
+    stable sort leaves the first of equal rows in front."""
     k = best.shape[1]
-    every = np.concatenate([best, scores], axis=1)
-    limits = np.partition(every, -k, axis=1)[:, -k]
-    for i, (row, limit) in enumerate(zip(every, limits, strict=True)):
-        kept = np.flatnonzero((row >= limit) & (row > -np.inf))
-        kept = kept[np.argsort(-row[kept], kind="stable")[:k]]
-        positions = np.where(kept < k, where[i, np.minimum(kept, k - 1)], kept - k + start)
-        best[i], where[i] = -np.inf, -1
-        best[i, : len(kept)], where[i, : len(kept)] = row[kept], positions
+    for i in np.flatnonzero(scores.max(axis=1) > best[:, -1]):
+        every = np.concatenate([best[i], scores[i]])
+        kept = np.flatnonzero((every >= np.partition(every, -k)[-k]) & (every > -np.inf))
+        kept = kept[np.argsort(-every[kept], kind="stable")[:k]]
+        where[i, : len(kept)], best[i, : len(kept)] = np.concatenate([where[i], numbers])[kept], every[kept]
 
 
 def shares_of_votes(

@@ -13,8 +13,7 @@ import numpy as np
 from mmkd.evaluate import metrics
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.resampling import BootstrapSettings
-from mmkd.evaluate.scoring import STANDARD, Metric, Scoring
+from mmkd.evaluate.scoring import STANDARD, BootstrapSettings, Metric, Score, Scoring
 
 TEMPERATURE = 1.0
 SEED = 42
@@ -50,7 +49,7 @@ def auroc(predictions: Predictions, weights: Floats) -> Floats:
     return metrics.macro_auroc(y, score, weights)
 
 
-def _over_classes(parts: Callable[[Floats, Floats, Floats], tuple[Floats, Floats]]) -> Metric:
+def _over_classes(parts: Callable[[Floats, Floats, Floats], tuple[Floats, Floats]]) -> Score:
     """Average a ratio of counts (hits, predicted, actual) as scikit-learn's `average="binary"` (class 1 alone) with two
     classes and `"macro"` with more; 0 where a class has no denominator."""
 
@@ -78,12 +77,11 @@ SCORING = Scoring(
     protocol="mmkd_official",
     metrics={
         "acc": STANDARD.metrics["acc"],
-        "auroc_official": auroc,
-        "f1_official": f1,
-        "precision_official": precision,
-        "recall_official": recall,
+        "auroc_official": Metric(auroc),
+        "f1_official": Metric(f1),
+        "precision_official": Metric(precision),
+        "recall_official": Metric(recall),
     },
     primary="auroc_official",
-    proportions=frozenset({"acc"}),
     resamples=forced_resamples,
 )

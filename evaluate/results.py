@@ -72,7 +72,7 @@ def code_digest() -> str:
     """16 hex digits that change with the sources of predictions and metrics; not with those of figures and pages."""
     sha = hashlib.sha256()
     here = Path(__file__).parent
-    pages = ("curves", "drawing", "figures", "leaderboard", "report", "trust_page")
+    pages = ("curves", "drawing", "figures", "pages")
     pictures = {here / f"{name}.py" for name in pages}
     sources = {*here.glob("*.py"), *(here / "heads").glob("*.py")} - pictures
     for path in sorted(sources):

@@ -18,7 +18,7 @@ from mmkd.evaluate.features import Features
 from mmkd.evaluate.metrics import Floats, recall_at, weighted_mean, weighted_median
 from mmkd.evaluate.predictions import Predictions, choices_digest
 from mmkd.evaluate.scoring import Metric, Scoring
-from mmkd.evaluate.strata import subgroups_of
+from mmkd.evaluate.splits import subgroups_of
 from mmkd.evaluate.task import Task, TaskSettings, Variant, without_features
 from mmkd.store import UserError
 from mmkd.store.layout import Tower
@@ -61,18 +61,15 @@ class Retrieval(Task[RetrievalSettings]):
 
     def standard_scoring(self, spec: DatasetSpec) -> Scoring:
         own = self.own(spec)
-        metrics: dict[str, Metric] = {f"r@{k}": partial(_recall, column="rank", k=k) for k in own.ks}
-        metrics |= {f"recall@{k}": partial(_recall, column=f"found@{k}", k=k) for k in own.ks}
-        metrics["medr"] = lambda found, weights: weighted_median(found.column("rank") + 1, weights)
-        metrics["tie_rate"] = lambda found, weights: weighted_mean(found.column("ties") > 0, weights)
-        return Scoring(
-            protocol=own.positives,
-            metrics=metrics,
-            primary=f"r@{own.ks[0]}",
-            lower_is_better=frozenset({"medr", "tie_rate"}),
-            not_shares=frozenset({"medr"}),
-            proportions=frozenset(metrics) - {"medr"},
+        metrics = {f"r@{k}": Metric(partial(_recall, column="rank", k=k), mean=True) for k in own.ks}
+        metrics |= {f"recall@{k}": Metric(partial(_recall, column=f"found@{k}", k=k), mean=True) for k in own.ks}
+        metrics["medr"] = Metric(
+            lambda found, weights: weighted_median(found.column("rank") + 1, weights), lower=True, share=False
         )
+        metrics["tie_rate"] = Metric(
+            lambda found, weights: weighted_mean(found.column("ties") > 0, weights), lower=True, mean=True
+        )
+        return Scoring(own.positives, metrics, f"r@{own.ks[0]}")
 
     def problems(self, data: DatasetRows) -> list[str]:
         test = data.split("test")

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.stats.contingency import crosstab
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import silhouette_score
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mmkd.base.config import Frozen
@@ -116,10 +118,8 @@ def chance_index(biology: Codes, confounder: Codes) -> float:
 
 
 def contingency(biology: Codes, confounder: Codes) -> NDArray[np.int64]:
-    """Rows of every class at every site, int64 (C, S)."""
-    table = np.zeros((int(biology.max()) + 1, int(confounder.max()) + 1), dtype=np.int64)
-    np.add.at(table, (biology, confounder), 1)
-    return table
+    """Rows of every class at every site, of those that occur, int64 (C, S)."""
+    return np.asarray(crosstab(biology, confounder).count, dtype=np.int64)
 
 
 def linear_scores(
@@ -129,14 +129,13 @@ def linear_scores(
     (n, C), all NaN where a fold leaves one class to train on, and the folds, int64 (n,)."""
     folds = min(settings.linear_folds, len(np.unique(group)))
     fold = draw_folds(y, group.astype(str).astype(object), folds, settings.seed)
-    score = np.zeros((len(y), int(y.max()) + 1))
+    x, score = features.astype(np.float64), np.zeros((len(y), int(y.max()) + 1))
     for number in range(folds):
         train, test = fold != number, fold == number
         if len(np.unique(y[train])) < 2:
             return np.full_like(score, np.nan), fold
-        scaler = StandardScaler().fit(features[train].astype(np.float64))
-        model = LogisticRegression(max_iter=1000).fit(scaler.transform(features[train].astype(np.float64)), y[train])
-        score[np.ix_(test, model.classes_)] = model.predict_proba(scaler.transform(features[test].astype(np.float64)))
+        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(x[train], y[train])
+        score[np.ix_(test, model.classes_)] = model.predict_proba(x[test])
     return score, fold
 
 
@@ -153,18 +152,16 @@ class Combination:
 def combinations(biology: Codes, confounder: Codes, group: Codes, settings: TrustSettings) -> list[Combination]:
     """Return combinations of two classes at two sites whose four cells all have rows, those with the most groups in
     their smallest cell first. Of a cell at most `cell_rows` rows are drawn, the same for all models."""
-    cells: dict[tuple[int, int], Codes] = {}
-    for cell in sorted(set(zip(biology.tolist(), confounder.tolist(), strict=True))):
-        cells[cell] = np.flatnonzero((biology == cell[0]) & (confounder == cell[1]))
+    codes = [range(int(code.max()) + 1) for code in (biology, confounder)]
+    cells = {one: np.flatnonzero((biology == one[0]) & (confounder == one[1])) for one in itertools.product(*codes)}
     sizes = {cell: len(np.unique(group[rows])) for cell, rows in cells.items()}
-    pairs = [list(itertools.combinations(range(int(code.max()) + 1), 2)) for code in (biology, confounder)]
-    ranked = []
-    for classes, sites in itertools.product(*pairs):
-        four = list(itertools.product(classes, sites))
-        if all(cell in cells for cell in four):
-            ranked.append((-min(sizes[cell] for cell in four), classes, sites))
+    pairs = [itertools.combinations(code, 2) for code in codes]
+    ranked = [
+        (-min(sizes[one] for one in itertools.product(classes, sites)), classes, sites)
+        for classes, sites in itertools.product(*pairs)
+    ]
     found = []
-    for _, classes, sites in sorted(ranked)[: settings.combinations]:
+    for _, classes, sites in sorted(one for one in ranked if one[0])[: settings.combinations]:
         rng = np.random.default_rng([settings.seed, *classes, *sites])
         drawn = [
             np.sort(rng.permutation(cells[one])[: settings.cell_rows]) for one in itertools.product(classes, sites)

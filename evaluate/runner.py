@@ -26,8 +26,8 @@ from mmkd.base.text import counted, one_line, plain_values
 from mmkd.evaluate.plan import Loaded, Plan, make_plan, plan_path
 from mmkd.evaluate.predictions import Predictions, encode_predictions
 from mmkd.evaluate.results import ResultRow, append_results, code_digest, failure, read_results
+from mmkd.evaluate.splits import small_subgroups
 from mmkd.evaluate.statistics import resampled
-from mmkd.evaluate.strata import small_subgroups
 from mmkd.evaluate.suite import Suite
 from mmkd.evaluate.task import Unit
 from mmkd.evaluate.tasks import TASKS

@@ -1,23 +1,26 @@
-"""Parts of the rows: shares of labels, held-out groups, and cross-validation by patients with scores fold by fold."""
+"""Parts of the rows: shares of labels, held-out groups, cross-validation by patients with scores fold by fold, and
+subgroups: the values of a column, or the ranges between cuts of a number."""
 
 from __future__ import annotations
 
-import itertools
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import combinations, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
 from mmkd.base.errors import UserError
+from mmkd.base.text import counted
 from mmkd.evaluate.dataset import DatasetRows, Split
 from mmkd.evaluate.features import Bags
 from mmkd.evaluate.metrics import Floats, mean_of_defined
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.resampling import BootstrapSettings, group_counts, name_words
-from mmkd.evaluate.scoring import Metric
+from mmkd.evaluate.scoring import BootstrapSettings, Score, group_counts, name_words
+from mmkd.evaluate.statistics import FEWEST_GROUPS
 
 
 def draw_share(y: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
@@ -65,7 +68,7 @@ def probe_splits(data: DatasetRows) -> tuple[Split, ...]:
 def group_leaks(data: DatasetRows, splits: tuple[Split, ...]) -> list[str]:
     """Report groups that are in two of these splits: such a score would measure memory."""
     found, what = [], data.spec.group or "key"
-    for one, other in itertools.combinations((name for name in splits if name in data.splits), 2):
+    for one, other in combinations((name for name in splits if name in data.splits), 2):
         if shared := shared_groups(data.groups(data.splits[one]), data.groups(data.splits[other])):
             found.append(
                 f"{data.spec.dataset}: {len(shared)} values of {what} stand in both {one} and {other}, "
@@ -153,7 +156,7 @@ def read_folds(values: NDArray[np.object_], group: NDArray[np.object_], column: 
     return fold.astype(np.int64)
 
 
-def mean_over_folds(metric: Metric) -> Metric:
+def mean_over_folds(metric: Score) -> Score:
     """Return the mean of a metric over the folds where it has a value. Scores of two folds come from two models and are
     not on one scale, so they are never ranked together."""
 
@@ -178,3 +181,46 @@ def folded_resamples(predictions: Predictions, settings: BootstrapSettings, name
         seed = [settings.seed, number, *name_words(name)]
         counts[:, mask] = np.concatenate(list(group_counts(member.astype(np.int64), settings.n, seed)))
     yield counts
+
+
+def subgroups_of(data: DatasetRows, column_of: Callable[[str], NDArray[np.object_]]) -> dict[str, NDArray[np.object_]]:
+    """Return the subgroup of every sample, str (n,), `""` for none, by the columns of `measures: subgroups`.
+    `column_of` gives a column, str or None (n,). Raises UserError for a value that cannot be cut."""
+    found = {}
+    for name, cuts in data.spec.measures.subgroups.items():
+        values = column_of(name)
+        found[name] = np.array(
+            [_range(data, name, v, cuts) if cuts and v is not None else v or "" for v in values], dtype=object
+        )
+    return found
+
+
+def small_subgroups(found: Predictions) -> list[str]:
+    """Sentences on subgroups too small for an interval, and on samples that are in none."""
+    said = []
+    for name, values in found.subgroups.items():
+        groups = Counter(value for value, _ in set(zip(values.tolist(), found.group.tolist(), strict=True)))
+        blank = int((values == "").sum())
+        said += [f"{blank} samples have no {name}: they are in no subgroup"] if blank else []
+        said += [
+            f"subgroup {name} {value!r} has {counted(n, 'group')}, an interval needs {FEWEST_GROUPS}: it has none, and "
+            f"is left out of gap_{name} and worst_{name}"
+            for value, n in sorted(groups.items())
+            if value and n < FEWEST_GROUPS
+        ]
+    return said
+
+
+def _range(data: DatasetRows, name: str, text: str, cuts: tuple[float, ...]) -> str:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not np.isfinite(value):
+        raise UserError(f"{data.spec.dataset}: {name} has {text!r}, not a number to cut at {', '.join(map(str, cuts))}")
+    return ranges(cuts)[int(np.searchsorted(cuts, value, side="right"))]
+
+
+def ranges(cuts: tuple[float, ...]) -> list[str]:
+    """Names of the ranges between cuts, ascending."""
+    return [f"< {cuts[0]:g}", *(f"{low:g} to < {high:g}" for low, high in pairwise(cuts)), f">= {cuts[-1]:g}"]

@@ -13,8 +13,7 @@ from scipy import stats
 
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.resampling import BootstrapSettings
-from mmkd.evaluate.scoring import Contrast, Scoring
+from mmkd.evaluate.scoring import BootstrapSettings, Contrast, Scoring
 
 FEWEST_GROUPS = 10
 """An interval, and with it a p and a verdict, needs this many independent groups. In simulations, intervals of 10
@@ -93,14 +92,12 @@ def resampled(
                 draws[part, metric].append(scoring.metrics[metric](taken[part], weights))
     found = {}
     for (part, metric), blocks in draws.items():
-        rows = taken[part]
-        value = float(scoring.metrics[metric](rows, np.ones((1, len(rows))))[0])
-        used = scoring.rows[metric](rows) if metric in scoring.rows else np.ones(len(rows), dtype=bool)
-        groups, is_mean = len(set(rows.group[used].tolist())), metric in scoring.proportions
-        needs = scoring.undefined.get(metric, "has no value on these labels")
-        undefined = rows.info.get("undefined", {}).get(metric, needs)
-        drawn, contrasts = np.concatenate(blocks), scoring.own_contrasts.get(metric, scoring.contrasts)
-        if metric in scoring.centered and np.isfinite(drawn).any():
+        rows, one = taken[part], scoring.metrics[metric]
+        value = float(one(rows, np.ones((1, len(rows))))[0])
+        used = one.rows(rows) if one.rows is not None else np.ones(len(rows), dtype=bool)
+        groups, drawn = len(set(rows.group[used].tolist())), np.concatenate(blocks)
+        undefined = rows.info.get("undefined", {}).get(metric, one.undefined)
+        if one.centered and np.isfinite(drawn).any():
             drawn = np.maximum(drawn - np.nanmean(drawn) + value, 0.0)
         found[part, metric] = Replicates(
             value=value,
@@ -108,10 +105,10 @@ def resampled(
             n=int(used.sum()),
             groups=groups,
             missing=int((parts[part] & ~predictions.available).sum()),
-            limits=(-math.inf, math.inf) if metric in scoring.not_shares else (0.0, 1.0),
-            trials=groups if is_mean else 0,
+            limits=(0.0, 1.0) if one.share else (-math.inf, math.inf),
+            trials=groups if one.mean else 0,
             reason=undefined if math.isnan(value) else "",
-            contrast=None if is_mean else rarer_groups(rows.group, contrasts(rows)),
+            contrast=None if one.mean else rarer_groups(rows.group, (one.contrasts or scoring.contrasts)(rows)),
         )
     return found
 
@@ -141,6 +138,14 @@ def averaged(parts: Sequence[Replicates], *, same_rows: bool = False) -> Replica
     )
 
 
+def interval_text(value: float, low: float, high: float, form: str, scale: int = 1) -> str:
+    """`value [low, high]`, times `scale` in the format `form`; `-` without a value, bare without an interval."""
+    if math.isnan(value):
+        return "-"
+    limits = "" if math.isnan(low) else f" [{low * scale:{form}}, {high * scale:{form}}]"
+    return f"{value * scale:{form}}{limits}"
+
+
 def p_text(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.3g}"
 
@@ -155,6 +160,11 @@ class Difference:
     high: float
     p: float
     n: int
+
+    def text(self, percent: bool) -> str:
+        """The difference with its sign and its interval."""
+        form, scale = ("+.1f", 100) if percent else ("+.2f", 1)
+        return interval_text(self.value, self.low, self.high, form, scale)
 
     def verdict(self, lower_is_better: bool = False) -> Verdict | None:
         """`tie` when the interval holds zero; None where there is no interval."""

@@ -13,8 +13,8 @@ from mmkd.base.text import plain_values
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.folder import Question, ResultFolder
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.statistics import Difference, Replicates, averaged, holm, p_text, paired_difference
-from mmkd.evaluate.strata import ranges, small_subgroups
+from mmkd.evaluate.splits import ranges, small_subgroups
+from mmkd.evaluate.statistics import Difference, Replicates, averaged, holm, interval_text, p_text, paired_difference
 from mmkd.evaluate.table import markdown_page, markdown_text
 
 
@@ -52,26 +52,10 @@ class SubgroupTable:
 
     def texts(self, row: Subgroup) -> list[str]:
         """Cells of a row as text."""
-        gap, scale = row.gap, 100 if self.percent else 1
-
-        def shown(value: float, low: float, high: float, sign: str) -> str:
-            if math.isnan(value):
-                return "-"
-            form = f"{sign}.{1 if self.percent else 2}f"
-            limits = "" if math.isnan(low) else f" [{low * scale:{form}}, {high * scale:{form}}]"
-            return f"{value * scale:{form}}{limits}"
-
-        numbers = [shown(row.value, row.low, row.high, ""), shown(gap.value, gap.low, gap.high, "+")]
-        return [
-            row.dataset,
-            row.model,
-            row.name,
-            str(row.n),
-            str(row.groups),
-            *numbers,
-            p_text(gap.p),
-            p_text(row.p_holm),
-        ]
+        form, scale = (".1f", 100) if self.percent else (".2f", 1)
+        value, tests = interval_text(row.value, row.low, row.high, form, scale), map(p_text, (row.gap.p, row.p_holm))
+        names = (row.dataset, row.model, row.name, str(row.n), str(row.groups))
+        return [*names, value, row.gap.text(self.percent), *tests]
 
     def markdown(self) -> str:
         cells = [[markdown_text(text) for text in self.texts(row)] for row in self.rows]
@@ -85,8 +69,7 @@ class SubgroupTable:
 def subgroup_table(folder: ResultFolder, question: Question, column: str, models: Sequence[str] = ()) -> SubgroupTable:
     """Compute a table from stored predictions. Raises ConfigError for an unknown model, task, metric, head or share, or
     a column that no data set has under `measures: subgroups`."""
-    question = folder.asked(question)
-    scoring, metric = folder.scoring(question)
+    question, metric, scoring = folder.asked(question)
     if unknown := [name for name in models if name not in folder.plan.models]:
         raise ConfigError(f"{folder.out} has no model {unknown[0]!r}; it has {', '.join(folder.plan.models)}")
     divided = [spec for spec in folder.datasets(question) if column in spec.measures.subgroups]
@@ -112,7 +95,7 @@ def subgroup_table(folder: ResultFolder, question: Question, column: str, models
         title=f"{question.task}{head}, {metric} by {column}; suite {folder.plan.suite.suite}",
         column=column,
         metric=metric,
-        percent=metric not in scoring.not_shares,
+        percent=scoring.metrics[metric].share,
         rows=tuple(rows),
         notes=tuple(notes),
     )

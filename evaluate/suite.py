@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from mmkd.base.config import SUITES, Frozen, filled, merged, read_mapping, user_roots, validated
 from mmkd.base.errors import ConfigError
 from mmkd.evaluate.dataset_spec import DatasetSpec, folder_name
-from mmkd.evaluate.resampling import BootstrapSettings
+from mmkd.evaluate.scoring import BootstrapSettings
 from mmkd.evaluate.tasks import Dataset
 
 

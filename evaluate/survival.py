@@ -21,11 +21,9 @@ from mmkd.evaluate.heads.settings import MilSettings, Trained, budget_warnings
 from mmkd.evaluate.measured import alive_at
 from mmkd.evaluate.metrics import Floats, concordance
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.scoring import Scoring
+from mmkd.evaluate.scoring import Metric, Scoring
 from mmkd.evaluate.splits import Round, answers, folded_resamples, folds_of, mean_over_folds, rounds
-from mmkd.evaluate.strata import subgroups_of
-from mmkd.evaluate.survival_scores import breslow, interpolated
-from mmkd.evaluate.task import Task, TaskSettings, Variant
+from mmkd.evaluate.task import Task, TaskSettings, Variant, answers_of_bags
 from mmkd.store.layout import Tower
 
 COLUMNS = ("risk", "time", "event")
@@ -92,7 +90,7 @@ class Survival(Task[SurvivalSettings]):
         has a patient with an event: these are contrasted with all."""
         return Scoring(
             "standard",
-            {"c_index": mean_over_folds(_c_index)},
+            {"c_index": Metric(mean_over_folds(_c_index))},
             "c_index",
             resamples=folded_resamples,
             contrasts=lambda found: [(found.column("event") > 0, np.ones(len(found), dtype=bool))],
@@ -143,25 +141,15 @@ class Survival(Task[SurvivalSettings]):
         late = sum(not one.get("converged", True) for one in chosen)
         doubts = [f"{late} of {len(chosen)} Cox regressions did not converge"] if late else []
         doubts += budget_warnings([Trained(**one) for one in chosen if "epoch" in one])
-        return Predictions(
-            ids=bags.ids,
-            group=group,
-            domain=bags.domains,
-            y=None,
-            score=score,
-            available=there,
-            columns=(*COLUMNS, *map(alive_at, times)),
-            info={
-                "events": int(event.sum()),
-                "fold_sizes": np.bincount(fold).tolist(),
-                "fold_events": np.bincount(fold, weights=event).astype(int).tolist(),
-                "normalized": settings.normalized,
-                "chosen": chosen,
-                "warnings": doubts,
-            },
-            fold=fold,
-            subgroups=subgroups_of(data, bags.column),
-        )
+        info = {
+            "events": int(event.sum()),
+            "fold_sizes": np.bincount(fold).tolist(),
+            "fold_events": np.bincount(fold, weights=event).astype(int).tolist(),
+            "normalized": settings.normalized,
+            "chosen": chosen,
+            "warnings": doubts,
+        }
+        return answers_of_bags(bags, score, there, (*COLUMNS, *map(alive_at, times)), info=info, fold=fold)
 
 
 def follow_up(bags: Bags) -> tuple[Floats, NDArray[np.bool_]]:
@@ -229,3 +217,23 @@ def _network(
     outputs, trained = fit_predict(known, task, one, settings=settings.mil, seed=variant.seed)
     knots = np.concatenate([[0.0], time_bins(time, event, settings.bins), [time.max()]])
     return risk_of_hazards(outputs), interpolated(outputs, knots, times), trained
+
+
+def breslow(
+    seen: Floats, time: Floats, event: NDArray[np.bool_], log_hazard: Floats, times: tuple[float, ...]
+) -> Floats:
+    """Return chances of survival, float64 (m, T), at `times` for subjects with these log-hazards (m,), with the
+    baseline of subjects `seen` in training, float64 (n,): Breslow 1972."""
+    highest = seen.max()
+    deaths, order = np.unique(time[event], return_counts=True), np.argsort(time, kind="stable")
+    at_risk = np.cumsum(np.exp(seen[order] - highest)[::-1])[::-1]
+    baseline = np.cumsum(deaths[1] / at_risk[np.searchsorted(time[order], deaths[0])])
+    until = np.append(0.0, baseline)[np.searchsorted(deaths[0], times, side="right")]
+    return np.exp(-np.outer(np.exp(log_hazard - highest), until))
+
+
+def interpolated(logits: Floats, knots: Floats, times: tuple[float, ...]) -> Floats:
+    """Return chances of survival, float64 (m, T), from the logits of discrete hazards, float64 (m, K), in bins between
+    knots, float64 (K + 1,), linear within bins: constant density interpolation of Kvamme and Borgan 2021."""
+    ends = np.cumprod(1 / (1 + np.exp(logits)), axis=1)
+    return np.array([np.interp(times, knots, row) for row in np.pad(ends, ((0, 0), (1, 0)), constant_values=1.0)])

@@ -176,8 +176,7 @@ def result_table(
 
 
 def build_table(folder: ResultFolder, question: Question) -> ResultTable:
-    question = folder.asked(question)
-    scoring, metric = folder.scoring(question)
+    question, metric, scoring = folder.asked(question)
     suite, scored, every = folder.plan.suite, folder.datasets(question), folder.datasets(replace(question, metric=None))
     parts: dict[str, dict[str, Parts]] = {model: {} for model in folder.plan.models}
     warnings: list[str] = []
@@ -198,7 +197,7 @@ def build_table(folder: ResultFolder, question: Question) -> ResultTable:
     extracted = [name for name in wanted if name not in folder.plan.absent]
     title = [
         f"{question.task}{f' {head}' if head else ''}, {metric}",
-        "in percent" if metric not in scoring.not_shares else "",
+        "in percent" if scoring.metrics[metric].share else "",
         f"protocol {scoring.protocol}",
         f"{question.fraction:.0%} of labels" if question.fraction < 1 else "",
         f"{suite.bootstrap.level:.0%} intervals from {suite.bootstrap.n} resamples",
@@ -212,8 +211,8 @@ def build_table(folder: ResultFolder, question: Question) -> ResultTable:
         rows=folder.plan.models,
         columns=(*columns, mean) if mean else columns,
         cells=cells,
-        percent=metric not in scoring.not_shares,
-        lower_is_better=metric in scoring.lower_is_better,
+        percent=scoring.metrics[metric].share,
+        lower_is_better=scoring.metrics[metric].lower,
         mean=mean,
         warnings=tuple(warnings),
     )

@@ -14,12 +14,12 @@ from mmkd.base.config import Frozen
 from mmkd.base.errors import ConfigError
 from mmkd.evaluate.dataset import DatasetRows
 from mmkd.evaluate.dataset_spec import DatasetSpec, Section
-from mmkd.evaluate.features import Features
+from mmkd.evaluate.features import Bags, Features
 from mmkd.evaluate.measured import Answers, with_measures
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions, Validation
 from mmkd.evaluate.scoring import Scoring
-from mmkd.evaluate.strata import subgroups_of
+from mmkd.evaluate.splits import subgroups_of
 from mmkd.store.layout import Tower
 
 
@@ -149,6 +149,25 @@ def without_features(there: int, rows: int, what: str) -> list[str]:
     return [f"{rows - there} of the {rows} {what} have no features"] if there < rows else []
 
 
+def answers_of_bags(
+    bags: Bags,
+    score: Floats,
+    available: NDArray[np.bool_],
+    columns: tuple[str, ...],
+    *,
+    info: dict[str, Any],
+    fold: NDArray[np.int64],
+    y: NDArray[np.int64] | None = None,
+) -> Predictions:
+    """Return predictions for the bags that a fold tests, int64 (n,), -1 for none: score float64 (n, len(columns)),
+    available bool (n,), y int64 (n,)."""
+    found = Predictions(
+        bags.ids, bags.groups, bags.domains, y, score, available & (fold >= 0), columns, info, fold,
+        subgroups_of(bags.data, bags.column),
+    )  # fmt: skip
+    return found.take(fold >= 0)
+
+
 def answers_of_test(
     data: DatasetRows,
     score: Floats,
@@ -161,15 +180,8 @@ def answers_of_test(
 ) -> Predictions:
     """Return predictions for all test rows: score float64 (n, len(columns)), available bool (n,)."""
     test = data.split("test")
+    y = data.labels(test) if labeled else None
+    groups, domains, subgroups = data.groups(test), data.domains(test), subgroups_of(data, test.column)
     return Predictions(
-        ids=test.ids,
-        group=data.groups(test),
-        domain=data.domains(test),
-        y=data.labels(test) if labeled else None,
-        score=score,
-        available=available,
-        columns=columns,
-        info=info,
-        subgroups=subgroups_of(data, test.column),
-        validation=validation,
+        test.ids, groups, domains, y, score, available, columns, info, subgroups=subgroups, validation=validation
     )

@@ -15,16 +15,16 @@ import numpy as np
 from scipy.stats.contingency import association
 
 from mmkd.base.errors import ConfigError, UserError
-from mmkd.base.text import counted, number, one_line, plain_values, table_lines
+from mmkd.base.text import counted, one_line, plain_values, table_lines
 from mmkd.evaluate import robustness
 from mmkd.evaluate.dataset import load_dataset
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.plan import model_names
-from mmkd.evaluate.resampling import BootstrapSettings, name_words
 from mmkd.evaluate.results import code_digest
 from mmkd.evaluate.robustness import TrustSettings
-from mmkd.evaluate.statistics import TOLERANCE, Difference, Replicates, holm, paired_difference
+from mmkd.evaluate.scoring import BootstrapSettings, name_words
+from mmkd.evaluate.statistics import TOLERANCE, Difference, Replicates, holm, interval_text, paired_difference
 from mmkd.evaluate.suite import Suite
 from mmkd.evaluate.trust_cohort import Cohort, load_cohort
 from mmkd.evaluate.trust_measures import Findings, curve_of, drop_of, examine, replicates_of, scores_of
@@ -77,8 +77,7 @@ class TrustReport:
         return one.interval(self.bootstrap.level)
 
     def shown(self, one: Replicates) -> str:
-        low, high = self.interval(one)
-        return number(one.value) + (f" [{number(low)}, {number(high)}]" if math.isfinite(low) else "")
+        return interval_text(one.value, *self.interval(one), ".3f")
 
     def rank(self, model: str, name: str) -> str:
         """Return 1 plus the number of models with a better value, `-` without one."""
@@ -171,7 +170,7 @@ def measure_trust(
 def _measure_dataset(
     suite: Suite, spec: DatasetSpec, store: FeatureStore, columns: tuple[str, str], settings: TrustSettings, jobs: int
 ) -> TrustReport:
-    data = load_dataset(spec, store)
+    data = load_dataset(spec, store, columns)
     models = model_names(suite, [store])
     features = [Features(store, model, suite.ensembles.get(model, ())) for model in models]
     cohort = load_cohort(data, features, columns, settings)
@@ -194,32 +193,32 @@ def _measure_dataset(
     for one, what, curve, own in zip(features, found, curves, best, strict=True):
         measures = {
             name: replicates_of(score, rows, codes, cohort.group, suite.bootstrap, word)
-            for name, score, rows, codes in scores_of(cohort, what, k, settings)
+            for name, score, rows, codes in scores_of(cohort, what, k)
         }
         results.append(
             ModelTrust(one.model, one.digest(cohort.rows), measures, own, curve, drop_of(cohort, what, settings))
         )
     chance = robustness.chance_index(cohort.biology, cohort.confounder)
-    remarks = [*cohort.remarks, *_remarks(cohort, found, spec, settings)]
+    remarks = [*cohort.remarks, *_remarks(cohort, found, spec)]
     return TrustReport(
         suite.suite, suite.version, cohort, k, chance, suite.bootstrap, settings, tuple(results), tuple(remarks)
     )
 
 
-def _remarks(cohort: Cohort, found: Sequence[Findings], spec: DatasetSpec, settings: TrustSettings) -> Iterator[str]:
+def _remarks(cohort: Cohort, found: Sequence[Findings], spec: DatasetSpec) -> Iterator[str]:
     table = cohort.table
     if spec.group is None:
         yield "the set has no `group`: rows of one patient count as independent, and as each other's neighbors"
     if len(cohort.queries) < len(cohort.rows):
         yield f"neighbors of {len(cohort.queries):,} drawn rows, among all {len(cohort.rows):,}"
-    association_of = association(table, method="cramer")
-    yield f"Cramer's V of {cohort.biology_column} and {cohort.confounder_column} in these rows is {association_of:.2f}"
+    v = association(table, method="cramer")
+    yield f"Cramer's V of {cohort.biology_column} and {cohort.confounder_column} in these rows is {v:.2f}"
     if table.min() != table.max():
         yield "cells of class and site differ in size; compare the robustness index with its chance value, not with 0.5"
     total = math.comb(len(cohort.classes), 2) * math.comb(len(cohort.sites), 2)
-    if every := robustness.combinations(cohort.biology, cohort.confounder, cohort.group, settings):
+    if every := cohort.combinations:
         yield f"clustering score of {len(every)} of {total} combinations of two classes and two sites"
-        names = [cohort.classes[one] for one in every[0].classes], [cohort.sites[one] for one in every[0].sites]
         if found[0].here is not None:
-            where = f"{' and '.join(names[0])} at {' and '.join(names[1])}"
-            yield f"generalization: {where}; its intervals hold for the probes as trained"
+            classes = " and ".join(cohort.classes[one] for one in every[0].classes)
+            sites = " and ".join(cohort.sites[one] for one in every[0].sites)
+            yield f"generalization: {classes} at {sites}; its intervals hold for the probes as trained"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,15 +16,17 @@ from mmkd.base.errors import UserError
 from mmkd.evaluate import metrics, robustness
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.metrics import Floats
-from mmkd.evaluate.neighbors import nearest_rows, shares_of_votes
-from mmkd.evaluate.resampling import BootstrapSettings, group_counts
+from mmkd.evaluate.neighbors import blocks_of, nearest_rows, shares_of_votes
 from mmkd.evaluate.robustness import Codes, Combination, Generalization, TrustSettings
+from mmkd.evaluate.scoring import BootstrapSettings, group_counts
 from mmkd.evaluate.statistics import Replicates, rarer_groups
-from mmkd.evaluate.trust_cohort import Cohort
+from mmkd.evaluate.trust_cohort import NO_CELLS, Cohort
 from mmkd.store import FeatureStore
 
 Score = Callable[[Floats], Floats]
 """Counts of groups (B, G) to values (B,)."""
+Measures = Iterator[tuple[str, Score | str, Codes, list[Codes]]]
+"""Name, score or why there is none, rows, and codes of them that an interval needs several groups of."""
 ELEMENTS = 1 << 22
 """Counts held at a time: 32 MiB."""
 
@@ -55,15 +58,16 @@ def examine(store: str, model: str, members: tuple[str, ...], cohort: Cohort, se
 
     with threadpool_limits(1):
         k = min(max(robustness.MOST_NEIGHBORS, settings.k or 0), len(cohort.rows) - 1)
-        where, _ = nearest_rows(read, cohort.group, cohort.queries, k)
+        blocks, group = blocks_of(read, len(cohort.rows)), cohort.group
+        where, _ = nearest_rows(read(cohort.queries), blocks, k, group[cohort.queries], group)
         rows = cohort.probed
         linear, fold = robustness.linear_scores(read(rows), cohort.confounder[rows], cohort.group[rows], settings)
-        every = robustness.combinations(cohort.biology, cohort.confounder, cohort.group, settings)
-        clusters = tuple(robustness.cluster(read(one.rows), settings) for one in every)
+        clusters = tuple(robustness.cluster(read(one.rows), settings) for one in cohort.combinations)
         here = elsewhere = None
-        if every and not too_few(cohort, every[0]):
-            outside = _outside(cohort, every[0], settings)
-            here, elsewhere = robustness.generalize(read, every[0], outside, cohort.biology, cohort.group, settings)
+        if not cohort.too_small:
+            first = cohort.combinations[0]
+            outside = _outside(cohort, first, settings)
+            here, elsewhere = robustness.generalize(read, first, outside, cohort.biology, cohort.group, settings)
     return Findings(where, linear, fold, clusters, here, elsewhere)
 
 
@@ -74,13 +78,6 @@ def _outside(cohort: Cohort, one: Combination, settings: TrustSettings) -> Codes
     if len(set(cohort.biology[rows].tolist())) < 2:
         return np.empty(0, dtype=np.int64)
     return np.sort(np.random.default_rng(settings.seed).permutation(rows)[: 4 * settings.cell_rows])
-
-
-def too_few(cohort: Cohort, one: Combination) -> str:
-    """Why the generalization experiment cannot be made, or nothing."""
-    sizes = [len(np.unique(cohort.group[one.rows[one.cell == cell]])) for cell in range(4)]
-    need = robustness.FEWEST_IN_CELL
-    return f"{min(sizes)} groups in the smallest of its cells, expected {need} or more" if min(sizes) < need else ""
 
 
 def curve_of(cohort: Cohort, found: Findings, ks: list[int]) -> tuple[tuple[int, float, float, float], ...]:
@@ -101,12 +98,12 @@ def curve_of(cohort: Cohort, found: Findings, ks: list[int]) -> tuple[tuple[int,
 
 
 def drop_of(cohort: Cohort, found: Findings, settings: TrustSettings) -> tuple[tuple[float, float, float], ...]:
+    """Of every level: Cramer's V in training, accuracy at the same sites, accuracy at others; nothing if not tried."""
     if found.here is None:
         return ()
-    once = np.ones((1, int(cohort.group.max()) + 1))
-    here = found.here.scores(cohort.group, once)[:, 0]
-    away = np.full(len(here), np.nan) if found.elsewhere is None else found.elsewhere.scores(cohort.group, once)[:, 0]
-    return tuple(zip(settings.levels, here.tolist(), away.tolist(), strict=True))
+    once, none = np.ones((1, int(cohort.group.max()) + 1)), np.full(len(settings.levels), np.nan)
+    sides = (none if one is None else one.scores(cohort.group, once)[:, 0] for one in (found.here, found.elsewhere))
+    return tuple(zip(settings.levels, *(one.tolist() for one in sides), strict=True))
 
 
 def replicates_of(
@@ -133,68 +130,68 @@ def replicates_of(
     )
 
 
-def scores_of(
-    cohort: Cohort, found: Findings, k: int, settings: TrustSettings
-) -> Iterator[tuple[str, Score | str, Codes, list[Codes]]]:
-    """Yield of every measure its name, counts (B, G) to values (B,) or why there are none, its rows, and codes of them
-    that an interval needs several groups of."""
-    biology, confounder, group = cohort.biology, cohort.confounder, cohort.group
-    queries, where = cohort.queries, found.where[:, :k]
-    pairs = robustness.group_pairs(biology, confounder, queries, where, group)
+def scores_of(cohort: Cohort, found: Findings, k: int) -> Measures:
+    """Yield every measure of a model, k-NN of the first k neighbors."""
+    yield from _of_neighbors(cohort, found.where[:, :k])
+    yield from _of_probe(cohort, found)
+    yield from _of_combinations(cohort, found)
+
+
+def _weighted(cohort: Cohort, rows: Codes, metric: Callable[..., Floats], *of: NDArray[Any]) -> Score:
+    """A metric of `rows`, weighted by how often their groups occur."""
+    return lambda counts: metric(*of, counts[:, cohort.group[rows]])
+
+
+def _of_neighbors(cohort: Cohort, where: Codes) -> Measures:
+    queries, codes = cohort.queries, (cohort.biology, cohort.confounder)
+    pairs = robustness.group_pairs(*codes, queries, where, cohort.group)
     index, influence = robustness.robustness_index(pairs), robustness.index_influence(pairs)
     none = "no neighbor of the same class elsewhere, nor of another class here; try a larger --k"
-    yield (
-        "robustness_index", none if math.isnan(index) else lambda counts: index + (counts - 1) @ influence, queries,
-        [biology[queries], confounder[queries]],
-    )  # fmt: skip
+    linear = none if math.isnan(index) else lambda counts: index + (counts - 1) @ influence
+    yield "robustness_index", linear, queries, [code[queries] for code in codes]
+    for name, code in zip(("knn_biology", "knn_confounder"), codes, strict=True):
+        (votes,), y = shares_of_votes(code, where, [where.shape[1]], int(code.max()) + 1), code[queries]
+        yield name, _weighted(cohort, queries, metrics.balanced_accuracy, y, votes), queries, [y]
 
-    def of_rows(metric: Callable[..., Floats], y: Codes, score: Floats, rows: Codes) -> Score:
-        return lambda counts: metric(y, score, counts[:, group[rows]])
 
-    for name, code in (("knn_biology", biology), ("knn_confounder", confounder)):
-        (votes,) = shares_of_votes(code, where, [k], int(code.max()) + 1)
-        y = code[queries]
-        yield name, of_rows(metrics.balanced_accuracy, y, votes, queries), queries, [y]
-    rows, y = cohort.probed, confounder[cohort.probed]
+def _of_probe(cohort: Cohort, found: Findings) -> Measures:
+    rows, y = cohort.probed, cohort.confounder[cohort.probed]
     few = "a fold of the cross-validation has one site only" if np.isnan(found.linear).any() else ""
-    yield "linear_confounder", few or of_rows(metrics.balanced_accuracy, y, found.linear, rows), rows, [y]
 
     def fold_auroc(counts: Floats) -> Floats:
         masks = [found.fold == number for number in np.unique(found.fold)]
-        areas = [metrics.macro_auroc(y[one], found.linear[one], counts[:, group[rows[one]]]) for one in masks]
+        weights = counts[:, cohort.group[rows]]
+        areas = [metrics.macro_auroc(y[one], found.linear[one], weights[:, one]) for one in masks]
         return metrics.mean_of_defined(np.stack(areas, axis=1))
 
+    yield "linear_confounder", few or _weighted(cohort, rows, metrics.balanced_accuracy, y, found.linear), rows, [y]
     yield "linear_confounder_auroc", few or fold_auroc, rows, [y]
-    every = robustness.combinations(biology, confounder, group, settings)
-    rows = np.unique(np.concatenate([one.rows for one in every])) if every else queries[:0]
+
+
+def _of_combinations(cohort: Cohort, found: Findings) -> Measures:
+    codes, every = (cohort.biology, cohort.confounder), cohort.combinations
+    rows = np.unique(np.concatenate([cohort.queries[:0], *(one.rows for one in every)]))
 
     def clustered(counts: Floats) -> Floats:
-        scores = [
-            robustness.clustering_score(labels, biology[one.rows], confounder[one.rows], counts[:, group[one.rows]])
+        of = [
+            _weighted(cohort, one.rows, robustness.clustering_score, labels, *(code[one.rows] for code in codes))
             for one, labels in zip(every, found.clusters, strict=True)
         ]
-        return np.asarray(np.mean(scores, axis=0))
+        return np.asarray(np.mean([score(counts) for score in of], axis=0))
 
-    no_cells = "no two classes that two sites both have"
-    yield (
-        "clustering_score",
-        jackknifed(clustered, group, rows) if every else no_cells,
-        rows,
-        [biology[rows], confounder[rows]],
-    )
-    lost = (too_few(cohort, every[0]) if every else no_cells) if found.here is None else ""
-    here, away = found.here, found.elsewhere
-    away_reason = lost or ("" if away is not None else "no rows of both classes at other sites")
+    score = jackknifed(clustered, cohort.group, rows) if every else NO_CELLS
+    yield "clustering_score", score, rows, [code[rows] for code in codes]
+    away_reason = cohort.too_small or "no rows of both classes at other sites"
     for name, one, reason, measure in (
-        ("accuracy_uncorrelated", here, lost, lambda scores: scores[0]),
-        ("accuracy_correlated", here, lost, lambda scores: scores[-1]),
-        ("performance_drop", here, lost, robustness.performance_drop),
-        ("performance_drop_elsewhere", away, away_reason, robustness.performance_drop),
+        ("accuracy_uncorrelated", found.here, cohort.too_small, lambda scores: scores[0]),
+        ("accuracy_correlated", found.here, cohort.too_small, lambda scores: scores[-1]),
+        ("performance_drop", found.here, cohort.too_small, robustness.performance_drop),
+        ("performance_drop_elsewhere", found.elsewhere, away_reason, robustness.performance_drop),
     ):
         if one is None:
-            yield name, reason, queries[:0], []
+            yield name, reason, cohort.queries[:0], []
         else:
-            yield name, partial(_of_levels, one, group, measure), one.rows, [one.cell]
+            yield name, partial(_of_levels, one, cohort.group, measure), one.rows, [one.cell]
 
 
 def jackknifed(score: Score, group: Codes, rows: Codes) -> Score:

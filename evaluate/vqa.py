@@ -99,19 +99,20 @@ class Vqa(Task[VqaSettings]):
 
     def standard_scoring(self, spec: DatasetSpec) -> Scoring:
         """Accuracy over all questions and over either kind; the coverage is the ceiling that the vocabulary sets."""
-        rows = {
-            "closed_acc": lambda found: found.column("closed") == 1,
-            "open_acc_exact": lambda found: found.column("closed") == 0,
+
+        def of_kind(closed: int) -> Metric:
+            def rows(found: Predictions) -> NDArray[np.bool_]:
+                return np.asarray(found.column("closed") == closed)
+
+            return Metric(lambda found, w: weighted_mean(found.column("right"), w * rows(found)), mean=True, rows=rows)
+
+        metrics = {
+            "overall_acc": Metric(lambda found, w: weighted_mean(found.column("right"), w), mean=True),
+            "closed_acc": of_kind(1),
+            "open_acc_exact": of_kind(0),
+            "coverage": Metric(lambda found, w: weighted_mean(found.column("covered"), w), mean=True),
         }
-        metrics: dict[str, Metric] = {
-            "overall_acc": lambda found, weights: weighted_mean(found.column("right"), weights),
-            "closed_acc": lambda found, weights: weighted_mean(found.column("right"), weights * found.column("closed")),
-            "open_acc_exact": lambda found, weights: weighted_mean(
-                found.column("right"), weights * (1 - found.column("closed"))
-            ),
-            "coverage": lambda found, weights: weighted_mean(found.column("covered"), weights),
-        }
-        return Scoring("standard", metrics, "overall_acc", proportions=frozenset(metrics), rows=rows)
+        return Scoring("standard", metrics, "overall_acc")
 
     def problems(self, data: DatasetRows) -> list[str]:
         for name in BOTH:
@@ -235,10 +236,7 @@ def _candidates(data: DatasetRows) -> tuple[Samples, dict[str, list[int]]]:
     candidates = data.texts.get("candidate")
     if not candidates:
         raise UserError(f"{data.spec.dataset}: head `rank` needs `vqa: candidates`, text rows with written-out answers")
-    of: dict[str, list[int]] = {}
-    for i, question in enumerate(candidates.column(_columns(data).candidate_of)):
-        of.setdefault(str(question), []).append(i)
-    return candidates, of
+    return candidates, candidates.positions(_columns(data).candidate_of)
 
 
 def _answers(data: DatasetRows, samples: Samples) -> NDArray[np.object_]:

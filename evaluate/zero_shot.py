@@ -100,7 +100,7 @@ def validation(data: DatasetRows, score: Floats, there: NDArray[np.bool_], info:
 def prompt_facts(data: DatasetRows, features: Features) -> dict[str, Any]:
     """Digest of the prompts that the model has features of, and a warning where it lacks some."""
     ids, warnings = [], []
-    for prompts in (one for one in (data.prompts, data.negatives) if one is not None):
+    for prompts in (samples for name, samples in data.texts.items() if name in ("prompt", "negative prompt")):
         there = features.texts(prompts.rows).available
         ids.extend(prompts.ids[there].tolist())
         warnings += without_features(int(there.sum()), len(prompts), f"{prompts.name}s")
@@ -121,8 +121,7 @@ def class_cosines(
 ) -> tuple[Floats, NDArray[np.bool_]]:
     """Return cosines of a split's images and the class vectors of one encoder, float64 (n, C), NaN for images without
     features; and which images have them, bool (n,). Raises UserError if a class has no prompt with features."""
-    prompts = data.negatives if negative else data.prompts
-    assert prompts is not None, "the suite requires prompts for this task"
+    prompts = data.texts["negative prompt" if negative else "prompt"]
     images, texts = model.images(data.split(split).rows), model.texts(prompts.rows)
     labels = data.prompt_labels(negative)[texts.available]
     for i, name in enumerate(data.classes):

@@ -117,7 +117,7 @@ def test_running_again_does_only_what_is_missing(
 def test_every_line_tells_which_sources_made_it(planted: Planted, tmp_path: Path) -> None:
     """The digest of the sources is that of another program: sha256sum."""
     folder = Path(runner.__file__).parent
-    drawn = ("curves", "drawing", "figures", "leaderboard", "report", "trust_page")
+    drawn = ("curves", "drawing", "figures", "pages")
     pages = {folder / f"{name}.py" for name in drawn}
     names = sorted({*folder.glob("*.py"), *folder.glob("heads/*.py")} - pages)
     listing = "".join(f"{name.relative_to(folder)} {hashlib.sha256(name.read_bytes()).hexdigest()}\n" for name in names)

@@ -22,8 +22,8 @@ from mmkd.evaluate import metrics, official
 from mmkd.evaluate.measures import Measures
 from mmkd.evaluate.metrics import Floats, Labels, concordance, recall_at
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.resampling import BootstrapSettings
 from mmkd.evaluate.retrieval import TIE, rank_positives
+from mmkd.evaluate.scoring import BootstrapSettings
 from mmkd.evaluate.statistics import resampled
 from mmkd.evaluate.tasks import TASKS, TaskSettings
 

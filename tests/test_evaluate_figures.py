@@ -27,7 +27,7 @@ from mmkd.evaluate.curves import band, high_risk
 from mmkd.evaluate.drawing import line_style, rendered, save
 from mmkd.evaluate.figures import FIGURES
 from mmkd.evaluate.folder import By, Question, ResultFolder
-from mmkd.evaluate.report import write_report
+from mmkd.evaluate.pages import write_report
 from mmkd.evaluate.table import Cell, ResultTable
 
 OF_TABLES = set(FIGURES) - {"kaplan-meier", "reliability", "decision-curve", "shots"}

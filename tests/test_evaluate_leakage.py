@@ -21,7 +21,8 @@ from planted_store import store_of
 from mmkd.base.errors import MmkdError
 from mmkd.cli.evaluate import evaluate
 from mmkd.evaluate import load_suite
-from mmkd.evaluate.leakage import ImageHashes, Overlap, Thresholds, as_signs, find_leakage, nearest, perceptual_hash
+from mmkd.evaluate.leakage import ImageHashes, Overlap, Thresholds, as_signs, find_leakage, perceptual_hash
+from mmkd.evaluate.neighbors import nearest_rows
 from mmkd.store import FeatureStore
 from mmkd.store.writer import ShardFeatures
 
@@ -138,7 +139,7 @@ def test_nearest_in_blocks_is_the_argmax_of_the_whole_matrix(n: int, m: int, ste
     queries, rows = (rng.integers(-2, 3, size=(k, 3)).astype(np.float32) for k in (n, m))  # small integers: many ties
     own, group = rng.integers(0, 4, n), rng.integers(0, 4, m)
     blocks = [(np.arange(m)[i : i + step], rows[i : i + step]) for i in range(0, m, step)]
-    best, where = nearest(queries, blocks, own, group)
+    where, best = (one[:, 0] for one in nearest_rows(queries, blocks, 1, own, group))
     scores = np.where(own[:, None] == group, -np.inf, queries @ rows.T) if m else np.full((n, 1), -np.inf)
     assert best.tolist() == scores.max(axis=1).tolist()
     assert where.tolist() == np.where(scores.max(axis=1) > -np.inf, scores.argmax(axis=1), -1).tolist()

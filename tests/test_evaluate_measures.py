@@ -20,8 +20,8 @@ from mmkd.evaluate.compare import compare
 from mmkd.evaluate.figures import FIGURES
 from mmkd.evaluate.folder import Question, ResultFolder
 from mmkd.evaluate.measured import probabilities
+from mmkd.evaluate.pages import write_report
 from mmkd.evaluate.predictions import Predictions, Validation, encode_predictions, read_predictions
-from mmkd.evaluate.report import write_report
 from mmkd.evaluate.statistics import holm, resampled
 from mmkd.evaluate.subgroups import subgroup_table
 
@@ -120,7 +120,7 @@ def test_subgroups_are_what_their_samples_score_alone_and_small_ones_have_no_int
     gap = resampled(
         found,
         ["gap_sex"],
-        folder.scoring(Question("zero_shot", "gap_sex"))[0],
+        folder.asked(Question("zero_shot", "gap_sex"))[2],
         bootstrap=folder.plan.suite.bootstrap,
         name="x",
         parts={"": found.available},

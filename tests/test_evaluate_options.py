@@ -79,7 +79,7 @@ def test_as_many_units_at_once_as_are_typed(suite: str, monkeypatch: pytest.Monk
 
 def test_a_page_has_the_columns_that_are_typed(suite: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Any, ...]] = []
-    monkeypatch.setattr("mmkd.evaluate.report.write_report", lambda *given: asked.append(given))
+    monkeypatch.setattr("mmkd.evaluate.pages.write_report", lambda *given: asked.append(given))
     plan = SimpleNamespace(suite=SimpleNamespace(suite="s"))
     monkeypatch.setattr(
         ResultFolder, "__init__", lambda self, out, suite: vars(self).update(out=out, plan=plan, asked=suite)

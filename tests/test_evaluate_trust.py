@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -24,8 +25,8 @@ from mmkd.cli.evaluate import evaluate
 from mmkd.evaluate import load_suite, neighbors, robustness, trust_measures
 from mmkd.evaluate.metrics import balanced_accuracy
 from mmkd.evaluate.neighbors import nearest_rows, shares_of_votes
-from mmkd.evaluate.resampling import group_counts
 from mmkd.evaluate.robustness import TrustSettings
+from mmkd.evaluate.scoring import group_counts
 from mmkd.evaluate.trust import MEASURES, TrustReport, measure_trust
 
 QUICK = TrustSettings(combinations=1, clusters=(2, 4), repeats=2, silhouette_inits=1, inits=1)
@@ -47,6 +48,12 @@ def plain_index(x: np.ndarray, biology: np.ndarray, site: np.ndarray, group: np.
     return same_other / (same_other + other_same) if same_other + other_same else math.nan
 
 
+def others_of(read: Callable[[np.ndarray], np.ndarray], group: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest rows of other groups of every row, and cosines."""
+    n = len(group)
+    return nearest_rows(read(np.arange(n)), neighbors.blocks_of(read, n), k, group, group)
+
+
 def lattice(rng: np.random.Generator, n: int) -> np.ndarray:
     """Unit vectors whose products have no rounding, and many ties: float32 (n, 4)."""
     return rng.choice([-0.5, 0.5], size=(n, 4)).astype(np.float32)
@@ -61,7 +68,7 @@ def test_the_index_is_its_published_definition(seed: int, n: int, k: int, block:
     group[:2] = 0, 1
     k = min(k, *(int((group != one).sum()) for one in group))
     with patch.object(neighbors, "BLOCK", block), patch.object(neighbors, "QUERIES", 3):
-        where, cosine = nearest_rows(lambda rows: x[rows], group, np.arange(n), k)
+        where, cosine = others_of(x.__getitem__, group, k)
     assert where.tolist() == [plain_neighbors(x, group, i)[:k] for i in range(n)]
     assert np.array_equal(cosine, np.take_along_axis(x @ x.T, where, axis=1))
     pairs = robustness.group_pairs(biology, site, np.arange(n), where, group)
@@ -71,7 +78,7 @@ def test_the_index_is_its_published_definition(seed: int, n: int, k: int, block:
 
 
 def test_fewer_neighbors_than_asked_are_minus_one() -> None:
-    where, cosine = nearest_rows(lambda rows: np.eye(3, dtype=np.float32)[rows], np.array([0, 0, 1]), np.arange(3), 2)
+    where, cosine = others_of(np.eye(3, dtype=np.float32).__getitem__, np.array([0, 0, 1]), 2)
     assert where.tolist() == [[2, -1], [2, -1], [0, 1]]
     assert cosine[0].tolist() == [0, -np.inf]
 
@@ -93,7 +100,7 @@ def test_influence_is_the_derivative_of_the_index_by_how_often_a_group_occurs(se
     n, groups = 40, 8
     group = np.concatenate([np.arange(groups), rng.integers(0, groups, n - groups)])
     codes = [rng.integers(0, 2, n) for _ in range(2)]
-    where, _ = nearest_rows(lambda rows: lattice(np.random.default_rng(seed), n)[rows], group, np.arange(n), 6)
+    where, _ = others_of(lattice(np.random.default_rng(seed), n).__getitem__, group, 6)
     pairs = [one.toarray() for one in robustness.group_pairs(*codes, np.arange(n), where, group)]
 
     def weighted(counts: np.ndarray) -> float:
@@ -287,7 +294,7 @@ def test_intervals_of_the_index_hold_the_mean_of_studies() -> None:
         x = np.outer(biology, directions[0]) + np.outer(site, directions[1])
         x += 0.5 * rng.normal(size=(40, 16))[group] + 0.7 * rng.normal(size=x.shape)
         x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
-        where, _ = nearest_rows(x.__getitem__, group, np.arange(240), 11)
+        where, _ = others_of(x.__getitem__, group, 11)
         pairs = robustness.group_pairs(biology, site, np.arange(240), where, group)
         values.append(robustness.robustness_index(pairs))
         (counts,) = group_counts(np.arange(40), 400, study)

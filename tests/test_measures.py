@@ -23,9 +23,16 @@ from mmkd.evaluate.calibration import (
     lower_edges,
     scaled,
 )
-from mmkd.evaluate.metrics import net_benefit, quadratic_kappa, sensitivity_at
+from mmkd.evaluate.metrics import (
+    Censoring,
+    dynamic_auroc,
+    integrated_brier,
+    net_benefit,
+    quadratic_kappa,
+    sensitivity_at,
+)
 from mmkd.evaluate.predictions import Validation
-from mmkd.evaluate.survival_scores import Censoring, breslow, dynamic_auroc, integrated_brier, interpolated
+from mmkd.evaluate.survival import breslow, interpolated
 
 Answers = tuple[np.ndarray, np.ndarray, np.ndarray]
 KINDS = ("random", "tied", "tiny")

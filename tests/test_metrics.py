@@ -16,8 +16,8 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, r
 from mmkd.evaluate import metrics, official
 from mmkd.evaluate.metrics import recall_at, weighted_median
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.resampling import BootstrapSettings
 from mmkd.evaluate.retrieval import rank_positives, rank_scores
+from mmkd.evaluate.scoring import BootstrapSettings
 from mmkd.evaluate.statistics import resampled
 from mmkd.evaluate.zero_shot import class_vectors
 

@@ -16,8 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from mmkd.evaluate import metrics
 from mmkd.evaluate.metrics import recall_at
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.resampling import BootstrapSettings, clustered_resamples, group_counts
-from mmkd.evaluate.scoring import Scoring
+from mmkd.evaluate.scoring import BootstrapSettings, Metric, Scoring, clustered_resamples, group_counts
 from mmkd.evaluate.statistics import Replicates, holm, paired_difference, resampled, signed_rank_p
 
 
@@ -127,7 +126,7 @@ def test_whole_groups_are_resampled(groups: list[int], seed: int) -> None:
 def test_resamples_do_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
     member = np.arange(50) // 2
     whole = np.concatenate(list(group_counts(member, 30, 3)))
-    monkeypatch.setattr("mmkd.evaluate.resampling.BLOCK_ELEMENTS", 220)
+    monkeypatch.setattr("mmkd.evaluate.scoring.BLOCK_ELEMENTS", 220)
     pieces = list(group_counts(member, 30, 3))
     assert len(pieces) == 8
     assert np.array_equal(np.concatenate(pieces), whole)
@@ -140,7 +139,7 @@ def answers(rank: np.ndarray, group: list[str], available: np.ndarray | None = N
     return Predictions(ids, np.array(group, dtype=object), ids, None, score, there, ("rank",))
 
 
-HITS = Scoring("test", {"r@1": lambda p, w: recall_at(p.column("rank"), 1, w)}, primary="r@1")
+HITS = Scoring("test", {"r@1": Metric(lambda p, w: recall_at(p.column("rank"), 1, w))}, primary="r@1")
 
 
 def hit_rate(predictions: Predictions) -> Replicates:

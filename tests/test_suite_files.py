@@ -105,8 +105,13 @@ def test_from_nothing_to_scores(folder: Path) -> None:
     assert dict(zip(data.split("test").ids, data.labels(data.split("test")).tolist(), strict=True)) == {
         "test/B/no/4.png": 1, "test/B/normal/5.png": 1, "test/B/yes/4.png": 0, "test/B/yes/5.png": 0,
     }  # fmt: skip
-    assert data.prompts is not None
-    assert data.prompts.column("caption").tolist() == ["a scan with a mass", "a mass", "a scan with nothing", "nothing"]
+    captions = data.texts["prompt"].column("caption").tolist()
+    assert captions == [
+        "a scan with a mass",
+        "a mass",
+        "a scan with nothing",
+        "nothing",
+    ]
     assert data.prompt_labels().tolist() == [0, 0, 1, 1]
     ran = invoke("run", "suite.yaml")
     assert ran.output == "2 units: 2 run, 0 done before, 0 failed; results in suite-results\n"

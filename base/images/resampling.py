@@ -43,9 +43,9 @@ def resize(
 
     # From 13 on, Pillow resizes the rows first where more than twice as many pixels vanish down as across.
     if int(PIL.__version__.split(".")[0]) >= 13 and height - size[1] > max(0, 2 * (width - size[0])):
-        return resize_columns(kernels.resize_rows(lines[None], *rows)[0])  # type: ignore[no-any-return]
+        return resize_columns(kernels.resize_rows(lines[None], *rows)[0])
     begin, end = int(rows[0][0]), int(rows[0][-1]) + rows[1].shape[1]
-    return kernels.resize_rows(resize_columns(lines[begin:end]), rows[0] - begin, rows[1])  # type: ignore[no-any-return]
+    return kernels.resize_rows(resize_columns(lines[begin:end]), rows[0] - begin, rows[1])
 
 
 @cache
