@@ -17,8 +17,7 @@ from planted_store import Planted, make_planted
 from mmkd.base.errors import MmkdError
 from mmkd.cli.evaluate import evaluate
 from mmkd.evaluate import load_suite, run_suite
-from mmkd.evaluate.claim import judge
-from mmkd.evaluate.compare import compare
+from mmkd.evaluate.compare import compare, judge
 from mmkd.evaluate.folder import Question, ResultFolder
 from mmkd.evaluate.merge import merge_results
 from mmkd.evaluate.results import read_results
