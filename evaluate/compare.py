@@ -75,9 +75,10 @@ class Comparison:
         rows = []
         for rival in self.rivals:
             shown = [*map(rival.differences.get, self.columns), *([rival.mean] if several else [])]
+            texts = [one.text(self.percent) if isinstance(one, Difference) else "-" for one in shown]
             counts = "/".join(str(rival.count(verdict)) for verdict in VERDICTS)
             tests = [p_text(rival.wilcoxon_p), p_text(rival.wilcoxon_p_holm)]
-            rows.append([markdown_text(rival.rival), *map(self._text, shown), counts, *tests])
+            rows.append([markdown_text(rival.rival), *texts, counts, *tests])
         return markdown_page(self.title, heads, rows, self.notes())
 
     def notes(self) -> list[str]:
@@ -101,9 +102,6 @@ class Comparison:
     def json(self) -> str:
         rivals = plain_values([asdict(rival) for rival in self.rivals])
         return json.dumps({"model": self.model, "title": self.title, "rivals": rivals}, indent=1) + "\n"
-
-    def _text(self, difference: Difference | str | None) -> str:
-        return difference.text(self.percent) if isinstance(difference, Difference) else "-"
 
 
 def compare(
