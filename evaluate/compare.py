@@ -71,7 +71,7 @@ class Comparison:
     def markdown(self) -> str:
         several = len(self.columns) > 1
         columns = [*self.columns, *([mean_name(self.columns)] if several else [])]
-        heads = ["against", *map(markdown_text, columns), "win/tie/loss", "Wilcoxon p", "Holm"]
+        heads = ["against", *columns, "win/tie/loss", "Wilcoxon p", "Holm"]
         rows = []
         for rival in self.rivals:
             shown = [*map(rival.differences.get, self.columns), *([rival.mean] if several else [])]
