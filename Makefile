@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo gpu test test-integration test-all soak test-core test-extras test-wheel lint format bench docs clean
+.PHONY: help demo gpu test test-integration test-all soak fuzz test-core test-extras test-wheel lint format bench docs clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ test-all: $(VENV)/dev.stamp ## every test, the slow ones too
 
 soak: $(VENV)/dev.stamp ## random kill -9 of every kind of process, bytes compared after each (SOAK="--kills 300 --hours 2")
 	PYTHONPATH=tests $(BIN)/python -P -m soak $(SOAK)
+
+fuzz: $(VENV)/dev.stamp ## 10,000 random or damaged corpora, configurations and stores: read, refused in one line, nothing lost (FUZZ=4000)
+	MMKD_FUZZ_EXAMPLES=$(or $(FUZZ),400) $(PYTEST) --timeout=3600 tests/test_fuzz.py tests/test_corpora_counter.py
 
 test-core: $(VENV)/dev.stamp ## the sdist with the core's dependencies alone, then with the oldest versions allowed
 	scripts/test-core

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from mmkd.base.errors import UserError
 from mmkd.base.files import disk_errors
 from mmkd.demo.corpus import VAGUE_SHARE, WRONG_SHARE, build_corpus
 from mmkd.demo.specialists import train_specialists
@@ -68,7 +69,8 @@ SUITE = {
 
 def run_demo(folder: Path, say: Say = print) -> ResultTable:
     """Finish the demo in `folder`, print the tables of scores, and return that of the balanced accuracy. Raises
-    UserError if a package of the extra `demo` is missing. Raises MmkdError as the single steps do."""
+    UserError if a package of the extra `demo` is missing or a signal stopped a training. Raises MmkdError as the single
+    steps do."""
     started = time.monotonic()
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -126,6 +128,8 @@ def _student(folder: Path, name: str, say: Say) -> None:
     say(f"\n$ mmkd distill {path}")
     config = load_run(path)
     report = train(config, say)
+    if report.stop_signal:
+        raise UserError(f"{report.stopped} stopped {name} after step {report.steps}; continue with: mmkd demo {folder}")
     losses = ", ".join(f"{name} {value:.3f}" for name, value in report.losses.items())
     say(f"{report.steps} steps in {report.seconds:.0f} s; losses: {losses}")
     say(f"\n$ mmkd export {config.out} {folder / name}")

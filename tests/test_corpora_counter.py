@@ -22,7 +22,7 @@ from mmkd.extract.corpora.samples import PairsCorpus
 from mmkd.extract.index import list_corpus
 from mmkd.extract.report import Overview
 
-EXAMPLES = int(os.environ.get("MMKD_CORPORA_EXAMPLES", "15"))
+EXAMPLES = int(os.environ.get("MMKD_FUZZ_EXAMPLES", "15"))
 STEMS = st.sampled_from(["0", "1", "a.b", "a", "fig.1.2", "d/0", "d/e.f", ".hidden", "ü", "a b"])
 SUFFIXES = ("jpg", "JPEG", "jfif", "avif", "dcm", "txt", "caption", "npy", "jxl", "left.png", "x.txt", "")
 NAMES = st.builds(lambda stem, suffix: f"{stem}.{suffix}".rstrip("."), STEMS, st.sampled_from(SUFFIXES))

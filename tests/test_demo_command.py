@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,9 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from small_sources import SMALL, pytestmark
+from tiny_run import write_run, write_scene
 
+from mmkd.base.errors import UserError
 from mmkd.cli.main import cli
 from mmkd.demo import corpus, run
 
@@ -42,3 +46,27 @@ def test_without_the_option_the_whole_path_is_run_in_the_folder_named(monkeypatc
     assert CliRunner().invoke(cli, ["demo"]).exit_code == 0
     assert CliRunner().invoke(cli, ["demo", "elsewhere"]).exit_code == 0
     assert folders == [Path("mmkd-demo"), Path("elsewhere")]
+
+
+@pytest.mark.integration
+def test_a_student_whose_training_was_stopped_is_not_exported_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_scene(tmp_path)
+    tiny = yaml.safe_load(write_run(tmp_path, "tiny").read_text())
+    monkeypatch.setattr(run, "RUN", {key: value for key, value in tiny.items() if key != "out"})
+    monkeypatch.setattr(run, "RUNS", {"student": {}})
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if " pairs, 2 teachers" in line:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(UserError, match=f"SIGTERM stopped student after step 1; continue with: mmkd demo {tmp_path}"):
+        run._student(tmp_path, "student", say)
+    assert not (tmp_path / "student").exists()
+    lines.clear()
+    run._student(tmp_path, "student", lines.append)
+    assert any(line.startswith("8 steps in") for line in lines)
+    assert (tmp_path / "student/open_clip_config.json").is_file()
