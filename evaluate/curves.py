@@ -159,10 +159,8 @@ def _label(axes: Axes, title: str, x: str, y: str, legend: dict[str, Any] | None
 def high_risk(found: Predictions) -> NDArray[np.bool_]:
     """Patients above the median risk of their fold, bool (n,); risks of two folds are not on one scale."""
     risk = found.column("risk")
-    fold = np.zeros(len(found), dtype=np.int64) if found.fold is None else found.fold
     high = np.zeros(len(found), dtype=bool)
-    for number in np.unique(fold):
-        mask = fold == number
+    for mask in found.fold_masks():
         high[mask] = risk[mask] - np.median(risk[mask]) > TOLERANCE
     return high
 
