@@ -68,6 +68,12 @@ def write_parts_atomically(path: StorePath, parts: Iterable[bytes | memoryview])
         temporary.replace(target)
 
 
+def remove_file(path: StorePath) -> None:
+    """Delete a file if it is there. Raises StoreError, UnreachableError if it cannot be deleted."""
+    with disk_errors(path):
+        path.unlink(missing_ok=True)
+
+
 def create_atomically(path: StorePath, data: bytes | memoryview) -> bool:
     """Write `data` to `path` unless it exists: one of several concurrent writers wins. Returns False if a file existed.
     Raises StoreError, UnreachableError as `write_atomically`."""
@@ -140,8 +146,7 @@ def remove_abandoned(root: StorePath) -> int:
         with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError), path.open("r+b") as file:
             age = time.time() - os.fstat(file.fileno()).st_mtime
             if age > (_AGE_HERE if here.search(path.name) else _AGE_ELSEWHERE) and _claim(file):
-                with disk_errors(path):
-                    path.unlink(missing_ok=True)
+                remove_file(path)
                 removed += 1
     return removed
 

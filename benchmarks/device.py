@@ -34,12 +34,12 @@ from mmkd.extract.forward import BatchSizes
 from mmkd.extract.report import ShardReport
 from mmkd.extract.run import make_store
 from mmkd.extract.shard import extract_shard
-from mmkd.extract.simulated_device import SimulatedDevice
 from mmkd.extract.teachers.geometry import geometry_of
 from mmkd.extract.teachers.protocol import Teacher
 from mmkd.store import FeatureStore, Preprocessing, TeacherCard
 from mmkd.store.record import Store
 from mmkd.store.writer import add_teacher
+from mmkd.tests.simulated_device import SimulatedDevice
 
 DIM, WINDOW, SHARDS = 512, 32, 4
 # The four geometries of the nine, in the order in which one, three and nine teachers have them.

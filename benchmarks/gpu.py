@@ -31,12 +31,11 @@ from mmkd.benchmarks.extract import shards_of, write_corpus
 from mmkd.benchmarks.page import with_section
 from mmkd.benchmarks.result import Row
 from mmkd.benchmarks.where import describe_machine
-from mmkd.extract.batch_search import search_rows
 from mmkd.extract.corpora import open_corpus
 from mmkd.extract.decoding import Threads, decode_windows
 from mmkd.extract.device import Device, open_device
 from mmkd.extract.encode import Workbench, text_windows
-from mmkd.extract.forward import BatchSizes
+from mmkd.extract.forward import BatchSizes, search_rows
 from mmkd.extract.run import make_store
 from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher
 from mmkd.extract.teachers.geometry import geometry_of

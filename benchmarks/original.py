@@ -38,8 +38,7 @@ from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.store import FeatureStore
 from mmkd.store.convert.importing import import_features
 from mmkd.store.convert.original import OriginalRelease
-from mmkd.store.encoding import Encoding
-from mmkd.store.layout import PAIR_SOUND
+from mmkd.store.layout import PAIR_SOUND, Encoding
 from mmkd.store.ledger import remove_entry
 from mmkd.store.samples import read_part
 from mmkd.store.writer import ShardFeatures, write_shard

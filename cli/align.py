@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mmkd.store import FeatureStore
+
 if TYPE_CHECKING:
     from mmkd.distill.alignment.fit import AlignmentScores
 
@@ -25,7 +27,6 @@ def align(store: str, run: Path, as_json: bool) -> None:
     dim: 512
     """
     from mmkd.distill.alignment.config import load_align
-    from mmkd.store import FeatureStore
 
     opened, config = FeatureStore.open(store), load_align(run)
     # After the configuration: a misspelled key is reported before the slow imports.

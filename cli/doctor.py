@@ -135,8 +135,7 @@ def _ask(name: str, program: str, seconds: float, *, hung: str, broken: str) -> 
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
         return Check("machine", name, "fault", last[:300], broken)
-    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return answer
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def _dask(seconds: float) -> Check:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from mmkd.cli.params import JSON, STORE
+from mmkd.base.places.remote import StorePath, as_root
+from mmkd.cli.params import JSON
 
 if TYPE_CHECKING:
-    from mmkd.base.places.remote import StorePath
     from mmkd.evaluate.folder import By, ResultFolder
     from mmkd.evaluate.runner import Outcome
 
@@ -232,7 +232,7 @@ def report(suite: Path, file: Path, model: str, out: Path | None, by: By) -> Non
 
 @evaluate.command()
 @SUITE
-@click.option("--training", type=STORE, metavar="STORE", help="Store of the students' training corpus.")
+@click.option("--training", type=as_root, metavar="STORE", help="Store of the students' training corpus.")
 @click.option("--model", help="Encoder whose features are compared.  [default: the first that all stores have]")
 @click.option("--cosine", type=float, default=0.98, show_default=True, help="Least cosine of near copies.")
 @click.option(

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from mmkd.cli.params import STORE
-
-if TYPE_CHECKING:
-    from mmkd.base.places.remote import StorePath
+from mmkd.base.places.remote import StorePath, as_root
 
 SCHEDULER = "local, slurm, pbs, sge, a scheduler's address, or a YAML file that describes the cluster."
 
 
 @click.command()
 @click.argument("corpus")
-@click.argument("store", type=STORE)
+@click.argument("store", type=as_root)
 @click.option(
     "--teachers",
     default="all",

@@ -6,27 +6,16 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
 
 import click
+from tqdm import tqdm
 
 from mmkd.base.errors import ConfigError
+from mmkd.base.places.remote import as_root
 from mmkd.base.text import printable
-
-if TYPE_CHECKING:
-    from mmkd.base.places.remote import StorePath
 
 Names = tuple[str, ...] | None
 """Value of `TEACHERS`."""
-ENCODINGS = ("float16", "float32", "int8")
-"""As `mmkd.store.encoding`, which loads NumPy; a test compares the two."""
-
-
-def STORE(place: str) -> StorePath:  # noqa: N802 - a click type: `type=STORE`
-    """Return a folder or a URL, as `mmkd.base.places.remote.as_root` reads it."""
-    from mmkd.base.places.remote import as_root
-
-    return as_root(place)
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -53,7 +42,7 @@ def _loss_kinds(text: str) -> tuple[str, ...]:
     return kinds
 
 
-STORE_PATH = click.argument("path", metavar="STORE", type=STORE)
+STORE_PATH = click.argument("path", metavar="STORE", type=as_root)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 TEACHERS = click.option("--teachers", type=names, metavar="NAMES", help="Comma-separated names.  [default: all]")
 ALLOW_LOSS = click.option(
@@ -77,8 +66,6 @@ def echo(as_json: bool, content: object, lines: Iterable[str]) -> None:
 @contextmanager
 def progress_bar(unit: str, hidden: bool) -> Iterator[Callable[[int, int], None]]:
     """Give a function of what is done and how much there is; it draws on a terminal only."""
-    from tqdm import tqdm
-
     with tqdm(unit=unit, disable=True if hidden else None) as bar:
 
         def show(done: int, total: int) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 import click
 
 from mmkd.base.text import counted
 from mmkd.cli.params import JSON, echo, progress_bar
-
-if TYPE_CHECKING:
-    from mmkd.store.selection import SelectionReport
+from mmkd.store import FeatureStore
+from mmkd.store.selection import SelectionReport, load_rule
+from mmkd.store.selection import select as run
+from mmkd.store.selection.rules import find_rule
 
 
 @click.command()
@@ -31,11 +31,6 @@ def select(store: str, name: str, rule: str, by: str, as_json: bool) -> None:
     Included rules: agreement, best_three, cosine_fifth, retrieval_rank, mmkd_paper_share,
     mmkd_release_reconstruction. Train on the result with `selection: NAME` in the run's YAML.
     """
-    from mmkd.store import FeatureStore
-    from mmkd.store.selection import load_rule
-    from mmkd.store.selection import select as run
-    from mmkd.store.selection.rules import find_rule
-
     loaded = load_rule(find_rule(rule))
     opened = FeatureStore.open(store)
     with progress_bar("block", hidden=as_json) as progress:

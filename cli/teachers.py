@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from dataclasses import asdict
@@ -10,14 +11,18 @@ from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 import click
+import yaml
 
-from mmkd.base.text import table_lines
+from mmkd.base.errors import TeacherError
+from mmkd.base.text import plain_values, table_lines
 from mmkd.cli.params import JSON, SEED
+from mmkd.extract.teachers.published import PublishedTeacher, encoders, known_teacher, parse_teacher, the_nine, variants
+from mmkd.store import FeatureStore
+from mmkd.store.layout import TOWER_INPUTS
 
 if TYPE_CHECKING:
     from mmkd.extract.reextract import TeacherComparison
     from mmkd.extract.teachers.check import CheckReport, TowerReport
-    from mmkd.extract.teachers.published import PublishedTeacher
 
 _TRUST = click.option(
     "--trust-pickle",
@@ -34,22 +39,21 @@ def teachers() -> None:
 @teachers.command("list")
 @JSON
 def list_teachers(as_json: bool) -> None:
-    """List the nine teachers of the original, then their variants."""
-    from mmkd.extract.teachers.published import the_nine, variants
-
+    """List the nine teachers of the original, their variants, then other public encoders."""
+    groups = {"the_nine": the_nine(), "variants": variants(), "encoders": encoders()}
     if as_json:
-        groups = {"the_nine": the_nine(), "variants": variants()}
         click.echo(json.dumps({name: [t.model_dump() for t in group] for name, group in groups.items()}, indent=1))
         return
     rows = []
-    for teacher in (*the_nine(), *variants()):
+    for teacher in itertools.chain(*groups.values()):
         name = f"{teacher.slug} *" if teacher.inferred else teacher.slug
-        terms = teacher.license.partition(" (")[0]
+        terms = teacher.license.partition(" (")[0] + ", gated" * teacher.gated
         rows.append((name, teacher.image_tower, teacher.text_tower, str(teacher.dim), terms, teacher.source))
     header = ("name", "image tower", "text tower", "width", "license", "source")
     lines = [line[2:] for line in table_lines(header, rows, words=header)]
-    nine = 1 + len(the_nine())
-    click.echo("\n".join([*lines[:nine], "", "variants, not part of `--teachers all`:", *lines[nine:]]))
+    nine, others = 1 + len(groups["the_nine"]), len(lines) - len(groups["encoders"])
+    click.echo("\n".join([*lines[:nine], "", "variants, not part of `--teachers all`:", *lines[nine:others]]))
+    click.echo("\n".join(["", "other public encoders, not part of `--teachers all`:", *lines[others:]]))
     click.echo("\n* inferred to be the ninth: no file of the original's release names it")
 
 
@@ -58,10 +62,6 @@ def list_teachers(as_json: bool) -> None:
 @JSON
 def show(slug: str, as_json: bool) -> None:
     """Show the facts about one teacher and the recipe that loads it (a YAML card has the same fields)."""
-    import yaml
-
-    from mmkd.extract.teachers.published import known_teacher, parse_teacher
-
     spec = parse_teacher(slug)
     published = known_teacher(spec.slug)
     facts = published.model_dump(mode="json") if published else {}
@@ -86,9 +86,7 @@ def check(slug: str, images: Path | None, golden: Path | None, device: str, trus
 
     SLUG is what `--teachers` takes: a name, NAME=local-dir:/path, NAME=hf-hub:org/name or a YAML card.
     """
-    from mmkd.base.errors import TeacherError
     from mmkd.extract.teachers.check import check_teacher
-    from mmkd.extract.teachers.published import parse_teacher
 
     spec = parse_teacher(slug).model_copy(update={"trust_pickle": trust_pickle})
     try:
@@ -107,7 +105,6 @@ def check(slug: str, images: Path | None, golden: Path | None, device: str, trus
 def convert(slug: str, folder: Path, trust_pickle: bool) -> None:
     """Copy a teacher's files to FOLDER with its weights as safetensors; its digest stays the same."""
     from mmkd.extract.teachers.convert import convert_teacher
-    from mmkd.extract.teachers.published import parse_teacher
 
     spec = parse_teacher(slug).model_copy(update={"trust_pickle": trust_pickle})
     card = convert_teacher(spec, folder)
@@ -131,9 +128,7 @@ def compare(
 
     SLUG is a teacher of the store, or NAME=local-dir:FOLDER where its files lie now.
     """
-    from mmkd.base.text import plain_values
     from mmkd.extract.reextract import ROWS, TOLERANCE, compare_with_teacher
-    from mmkd.store import FeatureStore
 
     limit = TOLERANCE if tolerance is None else tolerance
     opened = FeatureStore.open(store)
@@ -150,8 +145,6 @@ def compare(
 def _device(name: str) -> Any:
     import torch
 
-    from mmkd.base.errors import TeacherError
-
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -166,32 +159,33 @@ def _facts(teacher: PublishedTeacher) -> str:
         f"{teacher.name} ({teacher.slug})",
         f"also called   {', '.join(teacher.also_called) or '-'}",
         f"source        {teacher.source}" + (f" at {teacher.revision}" if teacher.revision else ""),
+        *(["access        gated: accept the terms there, then run `hf auth login`"] if teacher.gated else []),
         f"image tower   {teacher.image_tower}",
-        f"text tower    {teacher.text_tower}",
+        f"text tower    {teacher.text_tower}{': no text features, no zero-shot' * (teacher.text_tower == 'none')}",
         f"width         {teacher.dim}",
-        f"tokenizer     {teacher.tokenizer}, cut to {teacher.context} tokens",
-        f"pixels        {teacher.pixels}",
+        *([f"tokenizer     {teacher.tokenizer}, cut to {teacher.context} tokens"] * (teacher.text_tower != "none")),
+        *([f"pixels        {teacher.pixels}"] * (teacher.image_tower != "none")),
         f"files         {', '.join(teacher.files)}",
         f"sha256        {teacher.weights_sha256 or 'none published that we know of'}",
         f"license       {teacher.license}",
         f"paper         {teacher.paper}",
+        *(f"known from    {source}" for source in teacher.sources),
         *(f"open          {question}" for question in teacher.open_questions),
     ]
     return "\n".join(lines)
 
 
 def _screen(report: CheckReport) -> str:
-    from mmkd.store.layout import TOWER_INPUTS
-
-    size = "{} x {} pixels, ".format(*report.image_size) if report.image_size else ""
+    size = "{} x {} pixels, ".format(*report.image_size) if report.image_size else "no image tower, "
     cut = {"text": f"; {report.captions_cut} cut to the context"}
-    context = f"{report.context_length} tokens, " if "text" in report.towers else ""
+    context = f"{report.context_length} tokens" if "text" in report.towers else "no text tower"
     count = f"{report.parameters:,} parameters, " if report.parameters is not None else ""
     scale = f"{report.logit_scale:.2f}" if report.logit_scale is not None else "not in the files"
+    scale = f", logit scale {scale}" if len(report.towers) > 1 else ""  # which compares images with texts
     lines = [
         f"{report.slug}: loaded from {report.source} in {report.load_seconds:.1f} s, every weight accounted for",
         f"digest        {report.digest} ({report.loader})",
-        f"model         {count}width {report.dim}, {size}{context}logit scale {scale}",
+        f"model         {count}width {report.dim}, {size}{context}{scale}",
         *(_tower(TOWER_INPUTS[tower], found) + cut.get(tower, "") for tower, found in report.towers.items()),
         f"peak memory   {report.peak_memory_bytes / 2**20:,.0f} MiB",
     ]
@@ -217,8 +211,6 @@ def _tower(name: str, tower: TowerReport) -> str:
 
 
 def _comparison_screen(report: TeacherComparison) -> str:
-    from mmkd.store.layout import TOWER_INPUTS
-
     lines = [f"{report.slug}: {report.source} run again on {report.rows} random rows"]
     if not report.same_teacher:
         lines.append(f"another teacher: digest {report.digest_now} now, {report.digest_stored} when it was stored")

@@ -49,8 +49,7 @@ class _Synced(nn.Module):
         """float (B, C, ...) to the same shape; timm's batch norms have an activation behind them."""
         norm = cast(BatchNorm, self)
         if not norm.training:
-            plain: torch.Tensor = super().forward(x)
-            return plain
+            return super().forward(x)
         dims, shape = [0, *range(2, x.ndim)], [1, -1] + [1] * (x.ndim - 2)
         values = x.to(torch.promote_types(x.dtype, torch.float32))
         count = values.numel() // values.shape[1] * self.world.size

@@ -50,8 +50,7 @@ class Captions:
         """int64 (u,), a number for each caption, equal for captions of equal tokens (also where both were cut)."""
         buffers = [None, pa.py_buffer(self.starts * 4), pa.py_buffer(np.ascontiguousarray(self.values))]
         tokens = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(self.starts) - 1, buffers)
-        numbers: NDArray[np.int64] = tokens.dictionary_encode().indices.to_numpy().astype(np.int64)
-        return numbers
+        return tokens.dictionary_encode().indices.to_numpy().astype(np.int64)
 
     def columns(self, captions: NDArray[np.int64]) -> tuple[int, ...]:
         """Count the columns that each of these captions needs: a multiple of eight, or the context."""

@@ -33,8 +33,7 @@ class Heads(nn.Module):
 
     def forward(self, teacher: int, features: torch.Tensor) -> torch.Tensor:
         """Map student features, float (B, D), to where they meet this teacher's: (B, A)."""
-        mapped: torch.Tensor = self.maps[teacher](features)
-        return mapped
+        return self.maps[teacher](features)
 
 
 def _head(kind: str, student_dim: int, width: int) -> nn.Module:

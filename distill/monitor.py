@@ -137,8 +137,7 @@ def _rows_in_both(held: Pairs, table: pa.Table, run_store: FeatureStore, trainin
         found = found.filter(pa.array(np.isin(found["row"].to_numpy(), training.rows)))
         known = set(zip(found[name].to_pylist(), found["caption"].to_pylist(), strict=True))
         both |= [pair in known for pair in zip(table[name].to_pylist(), table["caption"].to_pylist(), strict=True)]
-    rows: list[int] = held.rows[both].tolist()
-    return rows
+    return held.rows[both].tolist()
 
 
 @dataclass(kw_only=True)

@@ -95,8 +95,7 @@ def student_tokenizer(model: str) -> Tokenize:
     with _one_line(f"the tokenizer of student model {model} cannot be read"):
         if not model.endswith(".json"):
             name = f"local-dir:{_folder(model)}" if model.startswith(SCHEMES) else model
-            tokenizer: Tokenize = open_clip.get_tokenizer(name)
-            return tokenizer
+            return open_clip.get_tokenizer(name)
         text = model_config(model)["text_cfg"]
         options = {"context_length": text.get("context_length", 77), **text.get("tokenizer_kwargs", {})}
         if name := text.get("hf_tokenizer_name"):
@@ -259,10 +258,10 @@ def preprocessing(student: nn.Module) -> PreprocessCfg:
     return PreprocessCfg(**student.visual.preprocess_cfg)  # type: ignore[union-attr, arg-type]
 
 
-def image_side(student: nn.Module) -> int:
-    """Return the longer side of the student's image, in pixels."""
+def image_size(student: nn.Module) -> tuple[int, int]:
+    """Return height and width of the student's images, in pixels."""
     size = preprocessing(student).size
-    return size if isinstance(size, int) else max(size)
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def student_pixels(student: nn.Module, crop_scale: tuple[float, float] | None = None) -> Compose:
@@ -336,8 +335,7 @@ class Towers(nn.Module):
         return torch.cat(features)[torch.cat(parts).argsort()]
 
     def _encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
-        features: torch.Tensor = self.student.encode_image(pixels)  # type: ignore[operator]
-        return features
+        return self.student.encode_image(pixels)  # type: ignore[operator]
 
     def _encode_padded(self, tokens: torch.Tensor) -> torch.Tensor:
         clip: Any = self.student
@@ -347,8 +345,7 @@ class Towers(nn.Module):
         fixed = native and (text.attn_mask is not None or isinstance(text, open_clip.CLIP))
         if fixed and tokens.shape[1] < text.context_length:
             return _encode_short(text, tokens)
-        features: torch.Tensor = clip.encode_text(tokens)
-        return features
+        return clip.encode_text(tokens)
 
     def compile(self) -> None:
         """Compile both towers; shapes of text groups are dynamic."""
@@ -369,8 +366,7 @@ class Towers(nn.Module):
 
     @property
     def log_scale(self) -> torch.Tensor:
-        log_scale: torch.Tensor = self.student.logit_scale  # type: ignore[assignment]
-        return log_scale
+        return self.student.logit_scale  # type: ignore[return-value]
 
 
 _GROUP_COST = {"cpu": 64, "cuda": 2048}
@@ -406,5 +402,4 @@ def _encode_short(text: Any, tokens: torch.Tensor) -> torch.Tensor:
     projection = text.text_projection
     if projection is not None:
         x = projection(x) if isinstance(projection, nn.Linear) else x @ projection
-    features: torch.Tensor = x
-    return features
+    return x

@@ -39,8 +39,7 @@ class TeacherFeatures:
 
     def any_available(self) -> NDArray[np.bool_]:
         """Return where at least one teacher has the features of all its towers, bool (N,)."""
-        sound: NDArray[np.bool_] = torch.stack(self._sound).any(dim=0).numpy()
-        return sound
+        return torch.stack(self._sound).any(dim=0).numpy()
 
     def count_pairs(self, rows: NDArray[np.int64]) -> dict[str, int]:
         """Count the rows of these of which each teacher has the features of all its towers."""

@@ -36,8 +36,7 @@ class World:
         row's gradient returns to the rank that it came from, summed over all ranks."""
         if self.size == 1:
             return tensor
-        gathered: torch.Tensor = _Gather.apply(tensor, self.rank, self.size)
-        return gathered
+        return _Gather.apply(tensor, self.rank, self.size)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the sum over ranks, without gradient."""
@@ -62,15 +61,15 @@ class World:
                 dist.broadcast(buffer, 0)
 
     def average_gradients(self, module: torch.nn.Module) -> None:
-        """Replace gradients by their mean over ranks; for small modules that DistributedDataParallel does not wrap."""
-        if self.size == 1:
-            return
+        """Replace gradients by their mean over ranks, 0 where no loss of the run reaches, also in one rank; for small
+        modules that DistributedDataParallel does not wrap."""
         for parameter in module.parameters():
             if parameter.requires_grad:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= self.size
+                if self.size > 1:
+                    dist.all_reduce(parameter.grad)
+                    parameter.grad /= self.size
 
 
 @contextmanager

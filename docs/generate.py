@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from mmkd.cli.main import cli
+from mmkd.extract.teachers.published import encoders
 
 HEADER = """# Commands
 
@@ -77,14 +78,31 @@ def graph() -> str:
     return "\n".join(lines) + "\n"
 
 
-def with_graph(page: str) -> str:
-    """A page with what stands between the two marks made anew."""
-    before, _, rest = page.partition(GRAPH_BEGINS)
-    return f"{before}{GRAPH_BEGINS}{graph()}{GRAPH_ENDS}{rest.partition(GRAPH_ENDS)[2]}"
+def encoder_table() -> str:
+    """The cards of the other public encoders: facts, where they are known from, and what is not confirmed."""
+    rows = ["| name | source | gated | image tower | text tower | width | license |", "|---|---|---|---|---|---|---|"]
+    known = ["", "| name | pixels | known from | not confirmed |", "|---|---|---|---|"]
+    for card in encoders():
+        gated = "yes" if card.gated else "no"
+        cells = (card.slug, card.source, gated, card.image_tower, card.text_tower, card.dim, card.license)
+        rows.append(f"| {' | '.join(map(str, cells))} |")
+        sources, questions = "; ".join(card.sources), "; ".join(card.open_questions) or "-"
+        known.append(f"| {card.slug} | {card.pixels} | {sources} | {questions} |")
+    return "\n".join([*rows, *known]) + "\n"
+
+
+MADE = {"architecture.md": graph, "teachers.md": encoder_table}
+"""Pages with a part that is made, between two marks."""
+
+
+def with_made(name: str) -> str:
+    """A page of `MADE` with what stands between the two marks made anew."""
+    before, _, rest = (ROOT / "docs" / name).read_text(encoding="utf-8").partition(GRAPH_BEGINS)
+    return f"{before}{GRAPH_BEGINS}{MADE[name]()}{GRAPH_ENDS}{rest.partition(GRAPH_ENDS)[2]}"
 
 
 if __name__ == "__main__":
     docs = Path(__file__).parent
     (docs / "commands.md").write_text(reference(), encoding="utf-8")
-    house = docs / "architecture.md"
-    house.write_text(with_graph(house.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in MADE:
+        (docs / page).write_text(with_made(page), encoding="utf-8")

@@ -48,7 +48,7 @@ class WorkerConfig(Frozen):
     """Threads that read encoded images, ahead of the decoders. Empty: two for each that decodes, 4 to 32."""
     batch_rows: PositiveInt | None = None
     """Rows handed to a teacher at once; halved permanently in a worker whose device runs out of memory. Empty: 32 on a
-    CPU; on a GPU what a short search finds, see `mmkd.extract.batch_search`."""
+    CPU; on a GPU what a short search finds, see `mmkd.extract.forward`."""
     shards_at_once: PositiveInt | None = None
     """Shards in hand in each local worker process; one writes and tokenizes while the other has the device.
     Empty: 1 on a CPU, 2 on a GPU. On a cluster the threads of its workers decide."""
@@ -187,22 +187,19 @@ def own_settings() -> Iterator[object]:
             yield part["distributed"]
 
 
-def values_for_sections(settings: object) -> Iterator[str]:
-    """Yield what is one value in `distributed` settings where Dask has a section of several: its own code fails on them
-    far from the cause."""
-    for defaults in dask.config.defaults:
-        if "distributed" in defaults:
-            yield from _values_for_sections(defaults["distributed"], settings, "distributed")
-
-
-def _values_for_sections(defaults: Mapping[str, Any], settings: object, above: str) -> Iterator[str]:
+def values_for_sections(
+    settings: object, defaults: Mapping[str, Any] | None = None, above: str = "distributed"
+) -> Iterator[str]:
+    """Yield what is one value in `distributed` settings where Dask's `defaults` have a section of several: its own code
+    fails on them far from the cause."""
+    defaults = dask.config.merge(*dask.config.defaults)["distributed"] if defaults is None else defaults
     if not isinstance(settings, Mapping):
         yield f"{above}: {settings!r}"
         return
     for name, default in defaults.items():
         value = settings.get(dask.config.canonical_name(name, dict(settings)))
         if isinstance(default, Mapping) and default and value is not None:
-            yield from _values_for_sections(default, value, f"{above}.{name}")
+            yield from values_for_sections(value, default, f"{above}.{name}")
 
 
 def _canonical(name: object) -> str:

@@ -17,7 +17,7 @@ from mmkd.extract.corpora import Corpus, open_corpus
 from mmkd.extract.limited_corpus import LimitedCorpus, Require
 from mmkd.extract.teachers import TeacherSpec, describe_teacher
 from mmkd.store import TeacherCard
-from mmkd.store.encoding import Encoding
+from mmkd.store.layout import Encoding
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The seam between extraction and what computes it: inputs of a window are staged once, passes over them are launched
 one behind another, and their features are collected while later ones run. `Host` is this machine's own cores, `Cuda` a
-GPU; `simulated_device.py` has one that computes nothing and takes its time.
+GPU; `tests/simulated_device.py` has one that computes nothing and takes its time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,14 +31,19 @@ Wait = Callable[[], object]
 """Returns when something is over; without the interpreter's lock meanwhile."""
 
 
-class Pass(Protocol):
-    """A forward pass that was launched."""
+@dataclass(frozen=True)
+class Pass:
+    """A forward pass that was launched. features: float32 (n, D) in main memory, there when `over` returns, which
+    raises RuntimeError if the device failed. seconds: that the device spent on it; known then."""
+
+    features: torch.Tensor
+    over: Wait
+    seconds: Callable[[], float]
 
     def wait(self) -> torch.Tensor:
-        """Return float32 (n, D) in main memory once the pass is over. Raises RuntimeError if the device failed."""
-
-    def seconds(self) -> float:
-        """Return the seconds that the device spent on it; known after `wait`."""
+        """Return the features once the pass is over."""
+        self.over()
+        return self.features
 
 
 class Device:
@@ -69,18 +74,6 @@ class Device:
         return True
 
 
-@dataclass(frozen=True)
-class _Over:
-    features: torch.Tensor
-    spent: float
-
-    def wait(self) -> torch.Tensor:
-        return self.features
-
-    def seconds(self) -> float:
-        return self.spent
-
-
 class Host(Device):
     """This machine's cores. Every pass has `PASS_ROWS` rows, the last one filled up with its own last row."""
 
@@ -97,7 +90,8 @@ class Host(Device):
         for part in inputs.split(PASS_ROWS):  # type: ignore[no-untyped-call]
             surplus = part[-1:].expand(PASS_ROWS - len(part), *part.shape[1:])
             parts.append(encode(torch.cat([part, surplus])).float()[: len(part)])
-        return _Over(torch.cat(parts), time.perf_counter() - started)
+        spent = time.perf_counter() - started
+        return Pass(torch.cat(parts), lambda: None, lambda: spent)
 
 
 class Accelerator(Device):
@@ -135,20 +129,6 @@ class Accelerator(Device):
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
-class _CudaPass:
-    features: torch.Tensor
-    began: torch.cuda.Event
-    over: torch.cuda.Event
-
-    def wait(self) -> torch.Tensor:
-        self.over.synchronize()
-        return self.features
-
-    def seconds(self) -> float:
-        return float(self.began.elapsed_time(self.over)) / 1000
-
-
 class Cuda(Accelerator):
     """A GPU. Copies to it have a stream of their own; passes, and the copies of their features, share the current one,
     which the allocator knows: launching ahead takes no more memory for activations."""
@@ -180,7 +160,7 @@ class Cuda(Accelerator):
         host = self.host_buffer(tuple(features.shape), torch.float32)
         host.copy_(features, non_blocking=True)
         over.record(passes)
-        return _CudaPass(host, began, over)
+        return Pass(host, over.synchronize, lambda: float(began.elapsed_time(over)) / 1000)
 
     def release(self) -> None:
         torch.cuda.synchronize(self.place)

@@ -16,12 +16,11 @@ from mmkd.base.arithmetic import peak_tflops
 from mmkd.base.errors import DeviceError, UserError, cause
 from mmkd.base.places.remote import StorePath
 from mmkd.base.process import Watch, keep_freed_memory, usable_cores
-from mmkd.extract.batch_search import search_rows
 from mmkd.extract.cluster_config import WorkerConfig
 from mmkd.extract.decoding import Threads
 from mmkd.extract.device import Device, full_device, lost_device, open_device
 from mmkd.extract.encode import Workbench
-from mmkd.extract.forward import BatchSizes
+from mmkd.extract.forward import BatchSizes, search_rows
 from mmkd.extract.plan import ShardTask
 from mmkd.extract.report import ShardReport
 from mmkd.extract.shard import extract_shard, retry_shard
@@ -145,15 +144,14 @@ def finished_report(root: StorePath, task: ShardTask) -> ShardReport:
 
 def _unfinished(root: StorePath, task: ShardTask, loaded: Mapping[str, Teacher]) -> dict[str, Teacher]:
     """Return the task's teachers, without those that another run or a lost worker has finished since it was planned."""
-    entries = entries_of_shard(root, task.shard)
+    entries, teachers = entries_of_shard(root, task.shard), {slug: loaded[slug] for slug in task.teachers}
     if task.retry:
         # A shard without entries of all of them is not retried: planning finds it again.
-        return {slug: loaded[slug] for slug in task.teachers} if set(task.teachers) == set(entries) else {}
-    return {
-        slug: loaded[slug]
-        for slug in task.teachers
-        if slug not in entries or entries[slug].teacher_digest != loaded[slug].card.digest
+        return teachers if teachers.keys() == entries.keys() else {}
+    done = {
+        slug for slug, entry in entries.items() if slug in loaded and entry.teacher_digest == loaded[slug].card.digest
     }
+    return {slug: teacher for slug, teacher in teachers.items() if slug not in done}
 
 
 @dataclass(frozen=True)
@@ -188,8 +186,12 @@ def gather(
                 if set(client.nthreads()) <= refused:
                     raise outcome
                 again.append(task)
+            elif isinstance(outcome, KilledWorker):
+                yield LostShard(task.shard, "its workers died or hung; too little memory, or a fault in a teacher?")
+            elif isinstance(outcome, BaseException):
+                yield LostShard(task.shard, f"{type(outcome).__name__}: {cause(outcome)}".removesuffix(": "))
             else:
-                yield _result(task, outcome)
+                yield outcome
         if again:
             rounds.appendleft(again)
 
@@ -212,11 +214,3 @@ def _outcomes(
             raise outcome
         yield by_key[future.key], outcome
         future.release()
-
-
-def _result(task: ShardTask, outcome: ShardReport | BaseException) -> ShardReport | LostShard:
-    if not isinstance(outcome, BaseException):
-        return outcome
-    if isinstance(outcome, KilledWorker):
-        return LostShard(task.shard, "its workers died or hung; too little memory, or a fault in a teacher?")
-    return LostShard(task.shard, f"{type(outcome).__name__}: {cause(outcome)}".removesuffix(": "))

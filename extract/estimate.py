@@ -20,7 +20,7 @@ from mmkd.extract.report import ShardReport
 from mmkd.extract.run import folder_beside
 from mmkd.store import FeatureStore, TeacherCard
 from mmkd.store.layout import SHARDS_PER_PACK, rows_per_shard, shard_count, teacher_group
-from mmkd.store.pack import index_bytes
+from mmkd.store.stored_array import index_bytes
 from mmkd.store.writer import add_teacher
 
 PROBE_ROWS = 64

@@ -1,10 +1,11 @@
-"""Inputs on a device through a teacher, in passes that fit its memory."""
+"""Inputs on a device through a teacher, in passes that fit its memory. On an accelerator a short search finds their
+rows: twice as many until throughput stops growing; remembered for the next run."""
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from mmkd.base.errors import UserError
+from mmkd.base.notes import read_note, write_note
 from mmkd.base.process import Watch
 from mmkd.extract.device import PASS_ROWS, Device, Encode, Pass
 from mmkd.extract.report import Clock, ShardReport
@@ -24,6 +26,9 @@ from mmkd.store.layout import Tower
 log = logging.getLogger(__name__)
 
 Values = NDArray[np.floating[Any]]
+
+FIRST, LAST, GAIN = 32, 512, 1.05
+_PASSES = 3
 
 
 @dataclass
@@ -42,39 +47,6 @@ class BatchSizes:
     def window(self, teacher: Teacher, tower: Tower) -> int:
         """Return rows of a pass before any was too large."""
         return self.found.get((teacher.card.slug, tower), self.start_rows)
-
-
-@dataclass(frozen=True)
-class Flight:
-    """A teacher's passes over one window, whose features are not here yet. They are of the rows `places` of `target`,
-    which is (n, D) in the float type that the encoding keeps."""
-
-    teacher: Teacher
-    tower: Tower
-    inputs: torch.Tensor
-    passes: list[Pass]
-    checked_by: LoadedTeacher | None
-    """Who looks at the features when they are here, where `encode_*` did not."""
-    target: Values
-    places: NDArray[np.int64]
-
-    def collect(self, sizes: BatchSizes) -> float:
-        """Wait, and put the features to their rows. Returns the seconds of the device. Raises TeacherError if it has
-        too little memory for a row in float32."""
-        done = 0
-        for one in self.passes:
-            values = one.wait()
-            span = slice(done, done + len(values))
-            if self.checked_by is not None:
-                rows = max(1, min(PASS_ROWS, sizes.rows(self.teacher, self.tower) // 2))
-                try:
-                    values = self.checked_by.recompute_overflow(self.tower, self.inputs[span], values, rows)
-                except torch.OutOfMemoryError as error:
-                    raise out_of_memory(self.teacher.card.slug, self.teacher.device, self.tower) from error
-            with np.errstate(over="ignore"):
-                self.target[self.places[span]] = values.numpy()
-            done = span.stop
-        return sum(one.seconds() for one in self.passes)
 
 
 def launch(teacher: Teacher, tower: Tower, inputs: torch.Tensor, device: Device, sizes: BatchSizes) -> list[Pass]:
@@ -112,13 +84,54 @@ def _checker(teacher: Teacher, device: Device) -> LoadedTeacher | None:
     return teacher if device.ahead and isinstance(teacher, LoadedTeacher) else None
 
 
+def search_rows(teacher: Teacher, device: Device, settings: object) -> dict[tuple[str, Tower], int]:
+    """Return rows for the towers of a teacher. `settings`: what else changes the speed of a pass, for the note."""
+    card, found = teacher.card, dict[tuple[str, Tower], int]()
+    for tower in card.towers:
+        if tower == "text":
+            one: NDArray[np.generic] = teacher.tokenize([""])[0][0].numpy()
+        else:
+            look = card.image_preprocessing
+            one = np.zeros((1 if look.color == "L" else 3, *look.image_size), dtype=np.uint8)
+        about = [device.name, torch.__version__, card.digest, tower, settings]
+        rows = read_note("batch-rows", about)
+        if rows is None:
+            rows = _search(device, encoder(teacher, tower, device), one)
+            write_note("batch-rows", about, rows)
+        found[card.slug, tower] = int(rows)
+    return found
+
+
+def _search(device: Device, encode: Encode, one: NDArray[np.generic]) -> int:
+    found, best, rows = FIRST, 0.0, FIRST
+    while rows <= LAST:
+        try:
+            rate = rows / max(_pass_seconds(device, encode, one, rows), 1e-9)
+        except torch.OutOfMemoryError:
+            break
+        if rate < GAIN * best:
+            break
+        found, best, rows = rows, rate, 2 * rows
+    device.release()
+    return found
+
+
+def _pass_seconds(device: Device, encode: Encode, one: NDArray[np.generic], rows: int) -> float:
+    """Return the mean seconds of a pass; the first one of a shape, which chooses its kernels, does not count."""
+    inputs = device.stage([one] * rows)
+    passes = [device.launch(encode, inputs) for _ in range(1 + _PASSES)]
+    for launched in passes:
+        launched.wait()
+    return sum(launched.seconds() for launched in passes[1:]) / _PASSES
+
+
 class Queue:
     """Windows on the device, the oldest first: at most `Device.ahead` besides the one that is launched."""
 
     def __init__(self, device: Device, sizes: BatchSizes, watch: Watch, report: ShardReport) -> None:
         self.device, self.sizes, self.watch, self.report = device, sizes, watch, report
         self.clock = Clock(report.seconds)
-        self._windows: deque[list[Flight]] = deque([[]])
+        self._windows: deque[list[Callable[[], None]]] = deque([[]])
 
     def stage(self, rows: Sequence[NDArray[Any]]) -> torch.Tensor:
         """Return `Device.stage(rows)`, if need be once the device is empty. Raises UserError if that is too little."""
@@ -134,22 +147,40 @@ class Queue:
         raise AssertionError
 
     def launch(self, teacher: Teacher, tower: Tower, inputs: torch.Tensor, target: Values, places: Any) -> None:
-        """Launch a teacher's passes over inputs on the device; `target[places]` becomes their features."""
+        """Launch a teacher's passes over inputs on the device. Their features become the rows `places` of `target`,
+        which is (n, D) in the float type that the encoding keeps."""
         with self.clock("device"):
             passes = launch(teacher, tower, inputs, self.device, self.sizes)
-        self._windows[-1].append(Flight(teacher, tower, inputs, passes, _checker(teacher, self.device), target, places))
+        self._windows[-1].append(partial(self._collect, teacher, tower, inputs, passes, target, places))
         self.watch.beat()
 
     def settle(self, left: int = 0) -> None:
         """End a window: what is launched from here on belongs to the next. Collect the oldest until `left` remain."""
         self._windows.append([])
         while len(self._windows) > left + 1:
-            for flight in self._windows.popleft():
-                with self.clock("device"):
-                    seconds = flight.collect(self.sizes)
-                name = f"{flight.tower} {flight.teacher.card.slug}"
-                self.clock.add(name, seconds)
-                if isinstance(flight.teacher, LoadedTeacher):
-                    flops = flight.teacher.flops(flight.tower, flight.inputs)
-                    self.report.flops[name] = self.report.flops.get(name, 0.0) + flops
+            for collect in self._windows.popleft():
+                collect()
                 self.watch.beat()
+
+    def _collect(
+        self, teacher: Teacher, tower: Tower, inputs: torch.Tensor, passes: list[Pass], target: Values, places: Any
+    ) -> None:
+        """Wait for passes, and put the features to their rows. Raises TeacherError if the device has too little memory
+        for a row in float32."""
+        done, checker, name = 0, _checker(teacher, self.device), f"{tower} {teacher.card.slug}"
+        with self.clock("device"):
+            for one in passes:
+                values = one.wait()
+                span = slice(done, done + len(values))
+                if checker is not None:
+                    rows = max(1, min(PASS_ROWS, self.sizes.rows(teacher, tower) // 2))
+                    try:
+                        values = checker.recompute_overflow(tower, inputs[span], values, rows)
+                    except torch.OutOfMemoryError as error:
+                        raise out_of_memory(teacher.card.slug, teacher.device, tower) from error
+                with np.errstate(over="ignore"):
+                    target[places[span]] = values.numpy()
+                done = span.stop
+        self.clock.add(name, sum(one.seconds() for one in passes))
+        if isinstance(teacher, LoadedTeacher):
+            self.report.flops[name] = self.report.flops.get(name, 0.0) + teacher.flops(tower, inputs)

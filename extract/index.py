@@ -185,8 +185,14 @@ def _index(
             lines = ["no image or caption was found in it", *(line.strip() for line in islice(overview.lines(), 1, 4))]
             raise CorpusError(f"corpus {corpus.location} is empty: {'; '.join(lines)}")
         known = len(earlier.rows)
-        found = find_duplicates(lambda: chain([earlier.hashes], _hashes(files)), known + total)
-        shift = earlier.end - known
+
+        def hashes() -> Iterator[NDArray[np.uint64]]:
+            yield earlier.hashes
+            for column in (batch.column(_HASH) for batch in _batches(files)):
+                data = np.frombuffer(column.buffers()[1], dtype=np.uint64)
+                yield data[2 * column.offset : 2 * (column.offset + len(column))].reshape(-1, 2)
+
+        found, shift = find_duplicates(hashes, known + total), earlier.end - known
         duplicates = {
             place + shift: first + shift if first >= known else int(earlier.rows[first])
             for place, first in found.items()
@@ -236,9 +242,8 @@ def _list_part(corpus: Corpus, part: Part, file: Path, labels: tuple[str, ...]) 
         for row in corpus.rows_of(part):
             if isinstance(row, CorpusRow):
                 yield row
-            else:
-                first = ignored.get(row.reason)
-                ignored[row.reason] = row if first is None else replace(first, count=first.count + row.count)
+            elif (first := ignored.setdefault(row.reason, row)) is not row:
+                ignored[row.reason] = replace(first, count=first.count + row.count)
 
     # The sample table's columns before it is numbered, and the key's hash.
     own = [pa.field(_HASH, pa.binary(16)), pa.field(_IF_TAKEN, pa.string()), pa.field(_BY_DESIGN, pa.bool_())]
@@ -300,13 +305,6 @@ def _batches(files: Sequence[Path]) -> Iterator[pa.RecordBatch]:
     for file in files:
         with pa.OSFile(str(file), "rb") as source, pa.ipc.open_stream(source) as reader:
             yield from reader
-
-
-def _hashes(files: Sequence[Path]) -> Iterator[NDArray[np.uint64]]:
-    for batch in _batches(files):
-        column = batch.column(_HASH)
-        data = np.frombuffer(column.buffers()[1], dtype=np.uint64)
-        yield data[2 * column.offset : 2 * (column.offset + len(column))].reshape(-1, 2)
 
 
 def _number_rows(

@@ -76,7 +76,7 @@ class _Decoder:
                 self._beat()
                 if time.monotonic() > deadline:
                     return f"reading or decoding takes more than {seconds:g} seconds"
-            return connection.recv()  # type: ignore[no-any-return]
+            return connection.recv()
         except (EOFError, OSError):
             code = child.wait()
             ending = signal.Signals(-code).name if code < 0 else f"exit status {code}"

@@ -86,16 +86,16 @@ def compare_with_teacher(
     spec = _spec(store, teacher)
     stored = store.card(spec.slug)
     card = describe_teacher(spec)
-    if card.dim != stored.dim:
-        raise TeacherError(
-            f"teacher {spec.slug!r} at {card.source} gives {card.dim} values, {store.root} holds {stored.dim}: "
-            f"another teacher; name the right one as {spec.slug}=local-dir:FOLDER"
-        )
-    if card.towers != stored.towers:
-        raise TeacherError(
-            f"teacher {spec.slug!r} at {card.source} has towers {', '.join(card.towers)}, {store.root} holds "
-            f"{', '.join(stored.towers)}: another teacher; name the right one as {spec.slug}=local-dir:FOLDER"
-        )
+    has, had = (", ".join(one.towers) for one in (card, stored))
+    for is_other, differs in (
+        (card.dim != stored.dim, f"gives {card.dim} values, {store.root} holds {stored.dim}"),
+        (has != had, f"has towers {has}, {store.root} holds {had}"),
+    ):
+        if is_other:
+            raise TeacherError(
+                f"teacher {spec.slug!r} at {card.source} {differs}: another teacher; name the right one as "
+                f"{spec.slug}=local-dir:FOLDER"
+            )
     valid = store.valid(spec.slug)
     sound = np.flatnonzero(valid)
     if not len(sound):

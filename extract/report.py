@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -16,6 +16,8 @@ from mmkd.base.places.remote import StorePath
 from mmkd.base.text import counted
 from mmkd.extract.corpora import Ignored
 from mmkd.extract.corpora.row import NO_CAPTION, NO_IMAGE
+from mmkd.store import TeacherCard
+from mmkd.store.layout import TOWER_INPUTS
 
 _COMPLETE = (
     "complete the pairs, name members such as left.jpg in `image_members` or `caption_members`, or extract with "
@@ -72,8 +74,7 @@ def _reason_kind(reason: str) -> str:
 
 
 def _advice(reason: str) -> str:
-    found = next((text for beginning, text in _ADVICE.items() if reason.startswith(beginning)), None)
-    return f" ({found})" if found else ""
+    return next((f" ({text})" for beginning, text in _ADVICE.items() if reason.startswith(beginning)), "")
 
 
 @dataclass
@@ -107,14 +108,18 @@ class Overview:
         count, example = self.ignored.get(one.reason, (0, one.example))
         self.ignored[one.reason] = count + one.count, example
 
-    def lines(self) -> Iterator[str]:
-        """Yield the overview as a user reads it, at most ten lines for each of faults and ignored inputs."""
+    def lines(self, teachers: Sequence[TeacherCard] = ()) -> Iterator[str]:
+        """Yield the overview as a user reads it, at most ten lines for each of faults and ignored inputs, and those of
+        `teachers` that find nothing to encode."""
         counts = {"image": self.images, "caption": self.captions - self.texts, "pair": self.pairs}
         one_sided = counts["image"] + counts["caption"] - 2 * self.pairs
         texts = f", {counted(self.texts, 'text')} without an image on purpose" if self.texts else ""
         paired = self.images and self.captions
         sides = f", {counted(one_sided, 'row')} with one side" if one_sided and paired else ""
         yield f"corpus: {', '.join(counted(count, noun) for noun, count in counts.items())}{texts}{sides}"
+        for card in teachers:
+            if not any({"image": self.images, "text": self.captions}[tower] for tower in card.towers):
+                yield f"  no features by {card.slug}: it encodes {TOWER_INPUTS[card.towers[0]]} only, there are none"
         for what, found in (("", self.reasons), ("ignored: ", self.ignored)):
             for reason, (count, example) in sorted(found.items(), key=lambda item: -item[1][0])[:10]:
                 short = example if len(example) <= 80 else f"{example[:40]}...{example[-37:]}"

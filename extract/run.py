@@ -66,7 +66,7 @@ def extract(config: ExtractConfig, say: Say = print) -> RunReport:
             retries = plan_retries(sorted({row // store.record.rows_per_shard for row in failed}), cards, store.ledger)
         lacking = shards_without_inputs(config.store, store.shards, keep) if keep is not None else frozenset()
         tasks = plan_tasks(store.shards, cards, store.ledger, lacking, keep)
-        for line in overview.lines() if (overview := read_overview(config.store)) else ():
+        for line in overview.lines(cards) if (overview := read_overview(config.store)) else ():
             say(line)
         rows, shards, to_do = counted(len(store), "row"), counted(store.shards, "shard"), counted(len(tasks), "shard")
         say(f"{rows} in {shards} of {store.record.rows_per_shard}; {to_do} to do")

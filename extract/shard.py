@@ -160,8 +160,7 @@ def _sound(images: Sequence[DecodedImage | None]) -> NDArray[np.bool_]:
 def sound_features(features: NDArray[np.floating[Any]], sound: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return bool (rows,), True for sound inputs whose feature, a row of (rows, D), is finite and not zero."""
     norms = np.linalg.norm(features.astype(np.float32), axis=1)
-    good: NDArray[np.bool_] = sound & np.isfinite(norms) & (norms > 0)
-    return good
+    return sound & np.isfinite(norms) & (norms > 0)
 
 
 def final_rows(

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmkd.base.errors import CorruptStoreError, UserError
-from mmkd.base.places.remote import StorePath, in_parallel
+from mmkd.base.places.remote import in_parallel
 from mmkd.store.chunk import UnalignedError, can_map, map_runs, read_ahead
-from mmkd.store.encoding import ArraySpec, decode_rows
+from mmkd.store.encoding import decode_rows
 from mmkd.store.stored_array import StoredArray
 
 CACHE_BYTES = 64 << 20
@@ -67,30 +67,16 @@ class ChunkedArray:
     read_around: bool = True
     """As `mmkd.store.chunk.map_runs` takes it."""
 
-    @property
-    def spec(self) -> ArraySpec:
-        return self.stored.spec
-
-    @property
-    def per_shard(self) -> int:
-        return self.stored.per_shard
-
-    @property
-    def root(self) -> StorePath:
-        return self.stored.root
-
     def body(self, shard: int) -> NDArray[Any]:
         """Return one chunk, (R, D) or (R,): checked against the ledger, or the fill value where there is none."""
-        if not self.checksums[shard]:
-            return np.full(self.spec.shape(self.per_shard), self.spec.fill, dtype=self.spec.stored)
-        return self.stored.read(shard, self.checksums[shard])
+        return self.stored.read(shard, self.checksums[shard]) if self.checksums[shard] else self.stored.fill()
 
     def load(self) -> NDArray[Any]:
         """Return the whole array in memory, read-only. Raises CorruptStoreError as `StoredArray.read`."""
-        shards = len(self.checksums)
-        array = np.empty(self.spec.shape(shards * self.per_shard), dtype=self.spec.stored)
-        for shard, body in enumerate(in_parallel(self.body, range(shards), self.root)):
-            array[shard * self.per_shard : (shard + 1) * self.per_shard] = body
+        shards, per_shard, spec = len(self.checksums), self.stored.per_shard, self.stored.spec
+        array = np.empty(spec.shape(shards * per_shard), dtype=spec.stored)
+        for shard, body in enumerate(in_parallel(self.body, range(shards), self.stored.root)):
+            array[shard * per_shard : (shard + 1) * per_shard] = body
         array.flags.writeable = False
         return array[: self.rows]
 
@@ -104,30 +90,30 @@ class ChunkedArray:
                 self.stored.forget()
                 return self._mapped()
         except FileNotFoundError as error:
+            step = f"run `mmkd store verify {self.stored.root}`"
             raise CorruptStoreError(
-                f"{error.filename} is missing although the ledger vouches for it; run `mmkd store verify {self.root}`"
+                f"{error.filename} is missing although the ledger vouches for it; {step}"
             ) from error
         except OSError as error:
             if error.errno != errno.ENOMEM:
                 raise
-            limit = Path("/proc/sys/vm/max_map_count")
+            limit, root = Path("/proc/sys/vm/max_map_count"), self.stored.root
             allowed = f" (vm.max_map_count is {limit.read_text().strip()})" if limit.is_file() else ""
             raise UserError(
-                f"{self.root}: the system does not let this process map {len(self.checksums):,} more chunks{allowed}; "
-                f"pack them with `mmkd store fold {self.root}`, which needs a map per pack, or allow more with "
+                f"{root}: the system does not let this process map {len(self.checksums):,} more chunks{allowed}; "
+                f"pack them with `mmkd store fold {root}`, which needs a map per pack, or allow more with "
                 "`sysctl -w vm.max_map_count=1000000`"
             ) from error
 
     def _mapped(self) -> NDArray[Any]:
-        size, chunks = self.stored.chunk_bytes, len(self.checksums)
-        fill = np.full(self.spec.shape(self.per_shard), self.spec.fill, dtype=self.spec.stored)
-        runs = self.stored.runs([bool(checksum) for checksum in self.checksums])
-        flat = map_runs(runs, chunks, size, fill.tobytes, self.read_around)
-        return flat.view(self.spec.stored).reshape(self.spec.shape(chunks * self.per_shard))[: self.rows]
+        stored, chunks = self.stored, len(self.checksums)
+        runs = stored.runs([bool(checksum) for checksum in self.checksums])
+        flat = map_runs(runs, chunks, stored.chunk_bytes, lambda: stored.fill().tobytes(), self.read_around)
+        return flat.view(stored.spec.stored).reshape(stored.spec.shape(chunks * stored.per_shard))[: self.rows]
 
     def open(self) -> NDArray[Any] | LazyRows:
         """Return the array: mapped where files can be, fetched by chunks behind a URL, else in memory."""
-        if not isinstance(self.root, Path):
+        if not isinstance(self.stored.root, Path):
             return RemoteRows(self)
         if not can_map(self.stored.chunk_bytes):
             return self.load()
@@ -141,23 +127,23 @@ class RemoteRows(LazyRows):
     """Rows behind a URL, fetched by whole chunks, of which the last are kept: for single rows and sequential reads."""
 
     def __init__(self, array: ChunkedArray) -> None:
-        self._array = array
-        self.shape = array.spec.shape(array.rows)
-        self.dtype = np.dtype(array.spec.dtype)
+        self._stored = array.stored
+        self.shape = array.stored.spec.shape(array.rows)
+        self.dtype = np.dtype(array.stored.spec.dtype)
         self._cached = max(1, CACHE_BYTES // max(1, array.stored.chunk_bytes))
         self._chunk = lru_cache(maxsize=self._cached)(array.body)
 
     def _gather(self, rows: Any) -> NDArray[Any]:
         picked = np.arange(len(self))[rows]
         flat = picked.reshape(-1)
-        shards = flat // self._array.per_shard
+        shards = flat // self._stored.per_shard
         out = np.empty((len(flat), *self.shape[1:]), dtype=self.dtype)
         wanted = np.unique(shards).tolist()
         for start in range(0, len(wanted), self._cached):
             some = wanted[start : start + self._cached]
-            for shard, body in zip(some, in_parallel(self._chunk, some, self._array.root), strict=True):
+            for shard, body in zip(some, in_parallel(self._chunk, some, self._stored.root), strict=True):
                 here = shards == shard
-                out[here] = body[flat[here] - shard * self._array.per_shard]
+                out[here] = body[flat[here] - shard * self._stored.per_shard]
         return out.reshape(*picked.shape, *self.shape[1:])
 
 

@@ -12,9 +12,9 @@ from pydantic import AfterValidator, Field, computed_field, model_validator
 from mmkd.base.errors import CorruptStoreError, UserError
 from mmkd.base.files import list_folder
 from mmkd.base.places.remote import StorePath
-from mmkd.store.encoding import VALID, ArraySpec, CosineError, Encoding, tower_arrays
+from mmkd.store.encoding import VALID, ArraySpec, CosineError, tower_arrays
 from mmkd.store.hierarchy import Document, is_there, parse_document, read_json, sealed_content
-from mmkd.store.layout import MAX_DIM, SOUND_BIT, TOWERS, Tower, check_slug, is_slug, teacher_group
+from mmkd.store.layout import MAX_DIM, SOUND_BIT, TOWERS, Encoding, Tower, check_slug, is_slug, teacher_group
 
 
 class Preprocessing(Document):
@@ -30,6 +30,8 @@ class Preprocessing(Document):
     `hf_shortest`, `hf_squash` with transformers' rounding; `pad_square` as MedCLIP does."""
     fill: int = 0
     """Gray level of padding, 0 to 255."""
+    resize: int = Field(default=0, ge=0)
+    """Pixels of the shorter side before the center crop, in modes that crop; 0 for that of `image_size`."""
     color: str = "RGB"
     """PIL mode in which the image is resized last: `RGB`, or `L` for a teacher that sees one channel thrice."""
 

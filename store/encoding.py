@@ -5,16 +5,13 @@ quantization, Dettmers et al. 2022, arXiv:2208.07339, section 2, row by row), Na
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmkd.store.hierarchy import Document
-from mmkd.store.layout import Tower, teacher_group
-
-Encoding = Literal["float16", "float32", "int8"]
-ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
+from mmkd.store.layout import Encoding, Tower, teacher_group
 
 INT8_MAX = 127
 """Codes are -127 to 127; -128 is not used, so that a vector and its negative have negative codes."""

@@ -10,13 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmkd.base.errors import CorruptStoreError
-from mmkd.base.files import disk_errors, write_parts_atomically
+from mmkd.base.files import remove_file, write_parts_atomically
 from mmkd.store.card import read_cards
-from mmkd.store.encoding import ArraySpec
-from mmkd.store.ledger import LedgerEntry, fold_entries, read_ledger
-from mmkd.store.pack import encode_index
+from mmkd.store.ledger import fold_entries, read_ledger
 from mmkd.store.record import Store
-from mmkd.store.stored_array import StoredArray
+from mmkd.store.stored_array import StoredArray, encode_index
 
 
 @dataclass
@@ -37,7 +35,7 @@ def fold(store: Store, progress: Callable[[int, int], None] = lambda done, every
     for slug, card in read_cards(store.root).items():
         entries = {shard: entry for (shard, teacher), entry in ledger.items() if teacher == slug}
         for spec in card.arrays:
-            checksums = _checksums(entries, spec)
+            checksums = {shard: crc for shard, entry in entries.items() if (crc := entry.crc32c(spec))}
             array = StoredArray(store, slug, spec)
             numbers = sorted({shard // array.per_pack for shard in array.loose if shard in checksums})
             work += [(array, number, checksums) for number in numbers]
@@ -50,10 +48,6 @@ def fold(store: Store, progress: Callable[[int, int], None] = lambda done, every
         progress(done, len(work))
     report.entries = fold_entries(store.root)
     return report
-
-
-def _checksums(entries: Mapping[int, LedgerEntry], spec: ArraySpec) -> dict[int, str]:
-    return {shard: crc for shard, entry in entries.items() if (crc := entry.crc32c(spec))}
 
 
 def _write_pack(array: StoredArray, number: int, checksums: Mapping[int, str]) -> None:
@@ -70,9 +64,7 @@ def _write_pack(array: StoredArray, number: int, checksums: Mapping[int, str]) -
     write_parts_atomically(array.root / array.spec.pack(array.slug, number), parts())
     array.forget()
     for shard in folded:
-        path = array.root / array.spec.loose(array.slug, shard)
-        with disk_errors(path):
-            path.unlink(missing_ok=True)
+        remove_file(array.root / array.spec.loose(array.slug, shard))
     if isinstance(array.root, Path):
         with suppress(OSError):  # not empty, or gone
             (array.root / array.spec.loose(array.slug, 0)).parent.rmdir()

@@ -157,6 +157,20 @@ def _distinct_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
+def encode_sealed(document: Document) -> bytes:
+    """Return the bytes of a JSON file with its own seal."""
+    content = document.model_dump(mode="json")
+    return (json.dumps(content | {SEAL: seal_of(content)}, indent=1) + "\n").encode()
+
+
+def read_sealed(model: type[DocumentType], path: StorePath, advice: str = "") -> DocumentType:
+    """Read a file of `encode_sealed`. Raises CorruptStoreError, which ends in `advice`, if it was changed since."""
+    content = read_json(path)
+    if content.pop(SEAL, None) != seal_of(content):
+        raise CorruptStoreError(f"{path} was changed after it was written{advice}")
+    return parse_document(model, content, path)
+
+
 def document_fault(found: dict[str, Any], expected: dict[str, Any]) -> str | None:
     """Return members in which a document is not the one that follows from the record and the card, or None.
     `attributes` may hold entries of other tools; they do not change how the bytes are read."""

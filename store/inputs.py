@@ -10,7 +10,6 @@ row whose image is not sound has no JPEG.
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +21,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from mmkd.base.errors import CorruptStoreError, UserError
-from mmkd.base.files import disk_errors, write_atomically
+from mmkd.base.files import remove_file, write_atomically
 from mmkd.base.places.remote import RemotePath, StorePath
-from mmkd.store.hierarchy import SEAL, Document, list_part, parse_document, read_file, read_json, seal_of
+from mmkd.store.hierarchy import Document, encode_sealed, list_part, read_file, read_sealed
 from mmkd.store.record import Store
 from mmkd.store.samples import read_part
 
@@ -95,12 +94,9 @@ def write_inputs(root: StorePath, shard: int, size: int, table: pa.Table) -> Inp
 
 def put_inputs(root: StorePath, entry: InputsEntry, data: bytes | memoryview) -> int:
     """Write a shard's file, then its entry; return the size in bytes. Raises StoreError as `write_inputs`."""
-    with disk_errors(root):
-        (root / inputs_entry(entry.shard)).unlink(missing_ok=True)  # it does not fit the new bytes
+    remove_file(root / inputs_entry(entry.shard))  # it does not fit the new bytes
     write_atomically(root / inputs_file(entry.shard), data)
-    content = entry.model_dump()
-    sealed = json.dumps(content | {SEAL: seal_of(content)}, indent=1) + "\n"
-    write_atomically(root / inputs_entry(entry.shard), sealed.encode())
+    write_atomically(root / inputs_entry(entry.shard), encode_sealed(entry))
     return entry.bytes
 
 
@@ -120,10 +116,7 @@ def read_inputs_ledger(root: StorePath) -> dict[int, InputsEntry]:
 
 
 def _read_entry(path: StorePath) -> InputsEntry:
-    content = read_json(path)
-    if content.pop(SEAL, None) != seal_of(content):
-        raise CorruptStoreError(f"{path} was changed after it was written")
-    entry = parse_document(InputsEntry, content, path)
+    entry = read_sealed(InputsEntry, path)
     if path.name != Path(inputs_entry(entry.shard)).name:
         raise CorruptStoreError(f"{path} vouches for shard {entry.shard}, not for what it is named")
     return entry

@@ -22,6 +22,13 @@ FOLDED_SHARDS = 1000
 MAX_DIM = 1 << 14
 """Width of a feature; a shard's chunk then stays below 1 GiB."""
 
+Encoding = Literal["float16", "float32", "int8"]
+ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
+"""How features lie in arrays; see `mmkd.store.encoding`."""
+CODECS = ("zstd", "blosc", "gzip")
+"""Compression of an archive. zstd: level 19. blosc: zstd of bit-shuffled values, level 9. gzip: level 9. CRC32C comes
+last in each."""
+
 Tower = Literal["image", "text"]
 TOWERS: tuple[Tower, ...] = get_args(Tower)
 

@@ -12,11 +12,11 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import PurePosixPath
 
 from mmkd.base.errors import CorruptStoreError
-from mmkd.base.files import disk_errors, write_atomically
+from mmkd.base.files import remove_file, write_atomically
 from mmkd.base.places.remote import StorePath, in_parallel
-from mmkd.store.encoding import ArraySpec, CosineError, Encoding
+from mmkd.store.encoding import ArraySpec, CosineError
 from mmkd.store.hierarchy import Document, is_there, list_part, parse_document, read_file
-from mmkd.store.layout import TOWERS, Tower, folded_entries, ledger_entry
+from mmkd.store.layout import TOWERS, Encoding, Tower, folded_entries, ledger_entry
 
 MAX_ENTRY_BYTES = 1 << 16
 """An entry has some 300 bytes; larger ones are refused unread."""
@@ -48,6 +48,11 @@ class LedgerEntry(Document):
     image_error: CosineError | None = None
     text_error: CosineError | None = None
     """Loss from encoding in this shard; int8 only."""
+
+    @property
+    def place(self) -> tuple[int, str]:
+        """Return shard and teacher: there is one entry of both."""
+        return self.shard, self.teacher
 
     def sound_rows(self, tower: Tower) -> int:
         """Return the count of sound rows, 0 for a tower that was not asked for."""
@@ -81,7 +86,7 @@ def read_entry(path: StorePath) -> LedgerEntry:
     """Read one entry. Raises CorruptStoreError if the file is not an entry, or not that of the shard in its name."""
     name = _NAME.fullmatch(path.name)
     entry = parse_document(LedgerEntry, read_file(path, MAX_ENTRY_BYTES), path)
-    if name is None or (entry.shard, entry.teacher) != (int(name[1]), name[2]):
+    if name is None or entry.place != (int(name[1]), name[2]):
         raise CorruptStoreError(f"{path} vouches for shard {entry.shard} of {entry.teacher}, not for what it is named")
     return entry
 
@@ -92,36 +97,30 @@ def remove_entry(root: StorePath, shard: int, slug: str) -> None:
     path = root / folded_entries(shard)
     if is_there(path) and (shard, slug) in read_folded(path, shard):
         write_folded(path, (entry for place, entry in read_folded(path).items() if place != (shard, slug)))
-    path = root / ledger_entry(shard, slug)
-    with disk_errors(path):
-        path.unlink(missing_ok=True)
+    remove_file(root / ledger_entry(shard, slug))
 
 
-def encode_folded(entries: Iterable[LedgerEntry]) -> bytes:
-    """Return entries one per line, by shard and teacher, and a last line with their number and a SHA-256 over the lines
-    above it."""
-    ordered = sorted(entries, key=lambda entry: (entry.shard, entry.teacher))
-    lines = "".join(entry.model_dump_json(exclude_none=True) + "\n" for entry in ordered).encode()
-    end = {"entries": len(ordered), "sha256": hashlib.sha256(lines).hexdigest()}
-    return lines + json.dumps(end).encode() + b"\n"
+def _last_line(lines: Sequence[bytes]) -> bytes:
+    """Return the last line of a file of folded entries: their number, and a SHA-256 over the lines above it."""
+    content = b"".join(line + b"\n" for line in lines)
+    return json.dumps({"entries": len(lines), "sha256": hashlib.sha256(content).hexdigest()}).encode()
 
 
 def write_folded(path: StorePath, entries: Iterable[LedgerEntry]) -> None:
-    """Write a file of folded entries, or delete it when there are none left."""
-    if kept := list(entries):
-        write_atomically(path, encode_folded(kept))
-        return
-    with disk_errors(path):
-        path.unlink(missing_ok=True)
+    """Write a file of folded entries, one per line, by shard and teacher; delete it when there are none left."""
+    ordered = sorted(entries, key=lambda entry: entry.place)
+    lines = [entry.model_dump_json(exclude_none=True).encode() for entry in ordered]
+    if lines:
+        write_atomically(path, b"".join(line + b"\n" for line in (*lines, _last_line(lines))))
+    else:
+        remove_file(path)
 
 
 def folded_lines(path: StorePath) -> tuple[list[bytes], bool]:
     """Return the lines of a file of folded entries, and whether its digest is that of what was written. Raises
     CorruptStoreError if it cannot be read."""
     *lines, end = read_file(path, MAX_FOLDED_BYTES).removesuffix(b"\n").split(b"\n")
-    content = b"".join(line + b"\n" for line in lines)
-    expected = {"entries": len(lines), "sha256": hashlib.sha256(content).hexdigest()}
-    return lines, end == json.dumps(expected).encode()
+    return lines, end == _last_line(lines)
 
 
 def read_folded(path: StorePath, shard: int | None = None) -> dict[tuple[int, str], LedgerEntry]:
@@ -135,7 +134,7 @@ def read_folded(path: StorePath, shard: int | None = None) -> dict[tuple[int, st
         )
     start = b'{"shard":' if shard is None else b'{"shard":%d,' % shard
     entries = [parse_document(LedgerEntry, line, path) for line in lines if line.startswith(start)]
-    found = {(entry.shard, entry.teacher): entry for entry in entries}
+    found = {entry.place: entry for entry in entries}
     misplaced = any(path.name != PurePosixPath(folded_entries(number)).name for number in {s for s, _ in found})
     if misplaced or len(found) < len(entries) or (shard is None and len(entries) < len(lines)):
         raise CorruptStoreError(f"{path} holds lines that are not one entry for each of its shards and teachers")
@@ -148,13 +147,12 @@ def fold_entries(root: StorePath) -> int:
     loose = _loose_entries(root, "*.json")
     for file in sorted({folded_entries(entry.shard) for entry in loose}):
         path = root / file
-        some = {(entry.shard, entry.teacher): entry for entry in loose if folded_entries(entry.shard) == file}
+        some = {entry.place: entry for entry in loose if folded_entries(entry.shard) == file}
         before = read_folded(path) if is_there(path) else {}
         _refuse_other(root, before, some)
         write_folded(path, (before | some).values())
-        for shard, slug in some:
-            with disk_errors(path):
-                (root / ledger_entry(shard, slug)).unlink(missing_ok=True)
+        for place in some:
+            remove_file(root / ledger_entry(*place))
     return len(loose)
 
 
@@ -175,7 +173,7 @@ def unfold_entries(root: StorePath, shards: Collection[int]) -> bool:
 
 def entries_of_shard(root: StorePath, shard: int) -> dict[str, LedgerEntry]:
     """Return the entries of one shard as they are now, by teacher. Raises CorruptStoreError as `read_ledger`."""
-    loose = {(entry.shard, entry.teacher): entry for entry in _loose_entries(root, f"{shard:05d}.*.json")}
+    loose = {entry.place: entry for entry in _loose_entries(root, f"{shard:05d}.*.json")}
     path = root / folded_entries(shard)
     folded = read_folded(path, shard) if is_there(path) else {}
     _refuse_other(root, folded, loose)
@@ -186,7 +184,7 @@ def read_ledger(root: StorePath) -> dict[tuple[int, str], LedgerEntry]:
     """Read all entries, keyed by (shard, teacher). Raises CorruptStoreError if an entry or a file of folded ones cannot
     be read, or a shard has two different entries of a teacher; otherwise as `list_part`."""
     # Loose ones first: one that is folded meanwhile is then read from the folded file.
-    loose = {(entry.shard, entry.teacher): entry for entry in _loose_entries(root, "*.json")}
+    loose = {entry.place: entry for entry in _loose_entries(root, "*.json")}
     folded: dict[tuple[int, str], LedgerEntry] = {}
     for some in in_parallel(read_folded, _folded_files(root), root):
         folded |= some

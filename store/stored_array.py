@@ -1,10 +1,15 @@
 """The files of one array of a teacher: packs, and loose chunks beside them until they are packed. A loose chunk goes
-before the pack's. Both are looked up when they are read, because a writer may pack loose chunks meanwhile."""
+before the pack's. Both are looked up when they are read, because a writer may pack loose chunks meanwhile. A pack has
+the chunks of `shards_per_pack` consecutive shards, as Zarr's codec `sharding_indexed` gives. The bodies follow one
+another in the order of shards and nothing lies between them, so that consecutive chunks are one map; behind them the
+index has offset and length of each chunk, all ones where there is none, and a CRC32C."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +22,46 @@ from mmkd.base.files import list_folder
 from mmkd.base.places.remote import RemotePath, StorePath
 from mmkd.store.chunk import CRC_BYTES, Run, read_body
 from mmkd.store.encoding import ArraySpec
-from mmkd.store.pack import Index, decode_index, index_bytes
 from mmkd.store.record import Store
+
+Index = tuple[int | None, ...]
+"""Where the body of each chunk of a pack begins, in bytes; None for a chunk that is not in it."""
+
+_ABSENT = np.uint64((1 << 64) - 1)
+
+
+def index_bytes(chunks: int) -> int:
+    """Return the length of the index of a pack that has room for `chunks`."""
+    return 16 * chunks + CRC_BYTES
+
+
+def encode_index(present: Sequence[bool], chunk_bytes: int) -> bytes:
+    """Return the index of a pack whose bodies, of `chunk_bytes` each, follow one another where `present`."""
+    table = np.full((len(present), 2), _ABSENT, dtype="<u8")
+    there = np.flatnonzero(present)
+    table[there, 0] = np.arange(len(there)) * chunk_bytes
+    table[there, 1] = chunk_bytes
+    body: bytes = table.tobytes()
+    crc: int = google_crc32c.value(body)
+    return body + crc.to_bytes(CRC_BYTES, "little")
+
+
+def decode_index(data: bytes, pack_bytes: int, chunks: int, chunk_bytes: int, name: str) -> Index:
+    """Read the index, the last `index_bytes(chunks)` of a pack of `pack_bytes`. Raises CorruptStoreError, which names
+    `name`, if it was cut or changed, or if a chunk has another length, lies outside the pack, or overlaps another."""
+    body, stored = data[:-CRC_BYTES], int.from_bytes(data[-CRC_BYTES:], "little")
+    if len(data) != index_bytes(chunks) or google_crc32c.value(body) != stored:
+        raise CorruptStoreError(f"{name} is no whole pack: its index of {chunks} chunks has another CRC32C")
+    table = np.frombuffer(body, dtype="<u8").reshape(chunks, 2)
+    there = (table != _ABSENT).any(axis=1)
+    starts, sizes = table[there].T
+    room = pack_bytes - index_bytes(chunks) - chunk_bytes
+    if (sizes != chunk_bytes).any() or (len(starts) and (room < 0 or (starts > np.uint64(room)).any())):
+        raise CorruptStoreError(f"{name}: its index names a chunk that is not {chunk_bytes} bytes inside the pack")
+    ordered = np.sort(starts)
+    if (np.diff(ordered) < np.uint64(chunk_bytes)).any():
+        raise CorruptStoreError(f"{name}: its index names two chunks that overlap")
+    return tuple(int(start) if found else None for (start, _), found in zip(table.tolist(), there, strict=True))
 
 
 class StoredArray:
@@ -51,6 +94,10 @@ class StoredArray:
         """Return True if there is a file that may hold a chunk."""
         loose, packs = self._files
         return shard in loose or shard // self.per_pack in packs
+
+    def fill(self) -> NDArray[Any]:
+        """Return a chunk of which nothing is stored, (R, D) or (R,)."""
+        return np.full(self.spec.shape(self.per_shard), self.spec.fill, dtype=self.spec.stored)
 
     def forget(self) -> None:
         """Look the files up again."""
@@ -115,43 +162,31 @@ class StoredArray:
             yield from self._runs_of_pack(first // self.per_pack, wanted[first : first + self.per_pack])
 
     def _runs_of_pack(self, number: int, wanted: Sequence[bool]) -> Iterator[Run]:
-        first, name = number * self.per_pack, self.spec.pack(self.slug, number)
-        if number not in self._files[1] or self.loose.issuperset(first + p for p, want in enumerate(wanted) if want):
-            for place, want in enumerate(wanted):
-                yield from [self._loose_run(first + place)] if want else [Run(None, 0, 1)]
-            return
-        # Index and bodies through one descriptor: the pack may be replaced by one with other places.
-        fd = os.open(Path(str(self.root)) / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            size, length = os.fstat(fd).st_size, index_bytes(self.per_pack)
-            index = decode_index(
-                os.pread(fd, length, max(size - length, 0)), size, self.per_pack, self.chunk_bytes, name
-            )
-            place = 0
-            while place < len(wanted):
-                if not wanted[place]:
-                    yield Run(None, 0, 1)
-                elif first + place in self.loose:
-                    yield self._loose_run(first + place)
-                elif (start := index[place]) is None:
-                    raise FileNotFoundError(2, "no chunk", f"{name}, shard {first + place}")
+        first, name, root = number * self.per_pack, self.spec.pack(self.slug, number), Path(str(self.root))
+        packed = [place for place, want in enumerate(wanted) if want and first + place not in self.loose]
+        index: Index | None = None
+        with ExitStack() as stack:
+            if packed and number in self._files[1]:
+                # Index and bodies through one descriptor: the pack may be replaced by one with other places.
+                fd = os.open(root / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+                stack.callback(os.close, fd)
+                size, length = os.fstat(fd).st_size, index_bytes(self.per_pack)
+                end = os.pread(fd, length, max(size - length, 0))
+                index = decode_index(end, size, self.per_pack, self.chunk_bytes, name)
+                if (lost := next((place for place in packed if index[place] is None), None)) is not None:
+                    raise FileNotFoundError(2, "no chunk", f"{name}, shard {first + lost}")
+            # Chunks whose bodies follow one another have one distance from their place.
+            starts = {place: index[place] or 0 for place in packed} if index is not None else {}
+            key = {place: start - place * self.chunk_bytes for place, start in starts.items()}
+            for _, run in groupby(range(len(wanted)), lambda place: key.get(place, f"{place}")):
+                place, *more = run
+                if place in starts:
+                    yield Run(fd, starts[place], 1 + len(more))
+                elif wanted[place]:
+                    loose = root / self.spec.loose(self.slug, first + place)
+                    yield Run(loose, 0, 1, self.chunk_bytes + CRC_BYTES)
                 else:
-                    count = 1
-                    while (
-                        place + count < len(wanted)
-                        and wanted[place + count]
-                        and first + place + count not in self.loose
-                        and index[place + count] == start + count * self.chunk_bytes
-                    ):
-                        count += 1
-                    yield Run(fd, start, count)
-                    place += count - 1
-                place += 1
-        finally:
-            os.close(fd)
-
-    def _loose_run(self, shard: int) -> Run:
-        return Run(Path(str(self.root)) / self.spec.loose(self.slug, shard), 0, 1, self.chunk_bytes + CRC_BYTES)
+                    yield Run(None, 0, 1)
 
 
 def _numbers(folder: StorePath) -> frozenset[int]:

@@ -17,15 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmkd.base.errors import CorruptStoreError
-from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors, temporary_files, walk_files
+from mmkd.base.files import TEMPORARY_SUFFIX, remove_file, temporary_files, walk_files
 from mmkd.base.lock import only_writer
 from mmkd.base.places.remote import StorePath, name_in
 from mmkd.store.card import TeacherCard, read_card, teacher_folders
-from mmkd.store.entry_check import EntryCheck
 from mmkd.store.hierarchy import document_fault, group_document, list_part, read_json, write_document
 from mmkd.store.inputs import inputs_faults
 from mmkd.store.layout import folded_entries, ledger_entry, sample_part, teacher_group
-from mmkd.store.ledger_scan import drop_entries, scan_ledger
+from mmkd.store.ledger_check import EntryCheck, drop_entries, scan_ledger
 from mmkd.store.record import Store, read_record
 from mmkd.store.samples import read_part, sample_schema
 from mmkd.store.selections import FOLDER as SELECTIONS
@@ -85,7 +84,15 @@ def verify(root: StorePath, deep: bool = False, sample: int | None = None, seed:
     findings: list[Problem] = []
     cards: dict[str, TeacherCard] = {}
     for slug in teacher_folders(root):
-        findings += _check_teacher(store, slug, cards)
+        try:
+            card = read_card(root, slug)
+        except CorruptStoreError as error:
+            findings.append(Problem(f"{teacher_group(slug)}/zarr.json", str(error), teacher=slug))
+            continue
+        if card is not None:
+            cards[slug] = card
+            for name, document in array_documents(store.record, card):
+                findings += _check_document(root, name, document)
     if cards:
         findings += _check_document(root, "teachers/zarr.json", group_document())
     checksums: dict[int, str] = {}
@@ -109,9 +116,7 @@ def verify(root: StorePath, deep: bool = False, sample: int | None = None, seed:
     # Entries of shards outside the grid, or out of a damaged file, are checked with any sample.
     unsure, check = scan.unsure, EntryCheck(store, checksums, deep)
     looked_at = [
-        entry
-        for entry in entries
-        if entry.shard in shards or entry.shard not in every or (entry.shard, entry.teacher) in unsure
+        entry for entry in entries if entry.shard in shards or entry.shard not in every or entry.place in unsure
     ]
     for entry in looked_at:
         faults: Iterable[tuple[str, str]] = ()
@@ -133,19 +138,6 @@ def drawn_shards(shards: int, sample: int, seed: int) -> frozenset[int]:
     """Draw `sample` different numbers below `shards`, or all when there are not so many."""
     drawn = np.random.default_rng(seed).choice(shards, min(sample, shards), replace=False)
     return frozenset(drawn.tolist())
-
-
-def _check_teacher(store: Store, slug: str, cards: dict[str, TeacherCard]) -> Iterator[Problem]:
-    """Judge a teacher's card and array documents; a sound card goes into `cards`."""
-    try:
-        card = read_card(store.root, slug)
-    except CorruptStoreError as error:
-        yield Problem(f"{teacher_group(slug)}/zarr.json", str(error), teacher=slug)
-        return
-    if card is not None:
-        cards[slug] = card
-        for name, document in array_documents(store.record, card):
-            yield from _check_document(store.root, name, document)
 
 
 def _check_document(root: StorePath, name: str, expected: dict[str, object]) -> Iterator[Problem]:
@@ -206,11 +198,16 @@ def _orphans(store: Store, ledger: set[str], accounted: Iterable[str]) -> Iterat
 def repair(root: StorePath, report: VerifyReport) -> tuple[str, ...]:
     """Drop or write again what a recent `report` names; return lines about it. Raises StoreError, BusyStoreError."""
     with only_writer(root, "mmkd store verify --repair"):
-        entries = [(entry.shard, entry.teacher) for entry in scan_ledger(root).entries()]
-        doomed = {place for finding in report.findings for place in entries if _dooms(finding, *place)}
+        # Where its teacher is unknown, no shard of these features can be kept.
+        blamed = [(bad.shard, bad.teacher) for bad in report.findings if (bad.shard, bad.teacher) != (None, None)]
+        doomed = {
+            entry.place
+            for entry in scan_ledger(root).entries()
+            if any(shard in (None, entry.shard) and slug in (None, entry.teacher) for shard, slug in blamed)
+        }
         # Entries first: a kill in between leaves shards without an entry, never entries without a shard.
         done = drop_entries(root, doomed)
-        files = dict.fromkeys(name for finding in report.findings for name in _files_to_drop(finding))
+        files = dict.fromkeys(filter(None, map(_file_to_drop, report.findings)))
         done += [f"dropped {name}" for name in sorted(files, key=lambda name: name[:7]) if _drop(root / name)]
         broken = {finding.file for finding in report.findings if finding.shard is None and finding.file not in files}
         for name, document in _derived_documents(root):
@@ -222,20 +219,18 @@ def repair(root: StorePath, report: VerifyReport) -> tuple[str, ...]:
         return (*done, *(f"dropped {name_in(root, path)}" for path in old if _drop(path)))
 
 
-def _dooms(finding: Problem, shard: int, slug: str) -> bool:
-    """Return True if an entry cannot be kept: where its teacher is unknown, no shard of these features can."""
-    if finding.shard is None and finding.teacher is None:
-        return False
-    return finding.shard in (None, shard) and finding.teacher in (None, slug)
+def _drop(path: StorePath) -> bool:
+    there = path.exists()
+    remove_file(path)
+    return there
 
 
-def _files_to_drop(finding: Problem) -> Iterator[str]:
-    if finding.shard is not None and finding.teacher is None:
-        yield sample_part(finding.shard)
-    elif finding.shard is None and finding.teacher is not None:
-        yield f"{teacher_group(finding.teacher)}/zarr.json"
-    elif finding.shard is None and finding.file.startswith("inputs/"):
-        yield finding.file
+def _file_to_drop(finding: Problem) -> str | None:
+    if finding.shard is not None:
+        return sample_part(finding.shard) if finding.teacher is None else None
+    if finding.teacher is not None:
+        return f"{teacher_group(finding.teacher)}/zarr.json"
+    return finding.file if finding.file.startswith("inputs/") else None
 
 
 def _derived_documents(root: StorePath) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -245,10 +240,3 @@ def _derived_documents(root: StorePath) -> Iterator[tuple[str, dict[str, Any]]]:
         with suppress(CorruptStoreError):
             if card := read_card(root, slug):
                 yield from array_documents(record, card)
-
-
-def _drop(path: StorePath) -> bool:
-    there = path.exists()
-    with disk_errors(path):
-        path.unlink(missing_ok=True)
-    return there

@@ -80,6 +80,13 @@ def training_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_scene(tmp_path_factory.mktemp("scene"))
 
 
+@pytest.fixture(params=[1, pytest.param(2, marks=pytest.mark.integration)], ids=["one rank", "two ranks"])
+def ranks(request: pytest.FixtureRequest) -> int:
+    """Processes of a training run, for `tiny_run.in_ranks`: what is said of one holds of two."""
+    number: int = request.param
+    return number
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Debian's Chromium. Closed with the file: while Playwright is open no other event loop can run."""

@@ -112,7 +112,7 @@ def put_ledger(root: Path, entries: list[dict[str, Any]], folded: bool) -> None:
 def card(slug: str, dim: int, towers: list[str]) -> dict[str, Any]:
     """Section 6."""
     look = {"image_size": [32, 32], "mean": [0.5], "std": [0.5], "interpolation": "bicubic"}
-    look |= {"resize_mode": "shortest", "fill": 0, "color": "RGB"}
+    look |= {"resize_mode": "shortest", "fill": 0, "resize": 0, "color": "RGB"}
     content: dict[str, Any] = {"slug": slug, "source": "elsewhere", "revision": "", "weights_sha256": "w"}
     content |= {"towers": towers, "preprocessing": look if "image" in towers else None}
     content |= {"tokenizer_sha256": "t", "context_length": 16} if "text" in towers else {}

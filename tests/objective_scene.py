@@ -1,16 +1,15 @@
-"""A small batch with three teachers of widths 3, 5 and 3, made in memory; also a script of one rank under torchrun.
-
-`torchrun objective_scene.py OUT` writes each recipe's terms and gradients, over all ranks, to OUT/<world size>.pt.
-"""
+"""A small batch with three teachers of widths 3, 5 and 3, made in memory, and what one of many ranks makes of it."""
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from forked import forked_ranks, peaceful
 
 from mmkd.distill.alignment import Alignment, AlignmentCard, TeacherMap
 from mmkd.distill.bank import Bank
@@ -18,7 +17,7 @@ from mmkd.distill.batch import Batch, StudentFeatures, TeacherTargets
 from mmkd.distill.config import LossConfig, PolicyConfig
 from mmkd.distill.heads import Heads, Preparation
 from mmkd.distill.objective import Objective, TeacherSide
-from mmkd.distill.policies import Policy
+from mmkd.distill.policies import make_policy
 from mmkd.distill.presets import compose
 from mmkd.distill.world import World, join_ranks
 
@@ -37,7 +36,10 @@ RECIPES: dict[str, dict[str, Any]] = {
         "loss": {"bank": 1.0, "relational": 0.5, "feature_kind": "smooth_l1", "bank_rows": {"size": 6, "refresh": 2}},
         "policy": {"kind": "weighted", "weights": {"b": 3.0}, "drop": 0.5},
     },
+    "known": {"loss": {"relational": 2.0}, "policy": {"kind": "best", "by": "corpus", "keys": "known"}},
     "equal": {"loss": {"balance": "equal"}},
+    "teachers alone": {"loss": {"task": 0.0}},
+    "one tower": {"loss": {}, "towers": [("image", "text"), ("image",), ("image", "text")]},
     "learned": {"loss": {"balance": "learned", "relational": 2.0}, "policy": {"kind": "one"}},
 }
 
@@ -87,12 +89,15 @@ def objective(recipe: str) -> Objective:
     aligned = recipe in ("mmkd_clip", "learned")
     prepare = Preparation(SLUGS, alignment(arrays()) if aligned else None, loss.unit_teachers)
     heads = Heads("none", WIDTH, SLUGS, [WIDTH] * 3) if aligned else Heads("linear", WIDTH, SLUGS, WIDTHS)
-    weights = torch.tensor([policy.weights.get(slug, 1.0) for slug in SLUGS]) if policy.weights else None
+    rows, cpu = np.arange(BANK_ROWS), torch.device("cpu")
+    teachers: Any = SimpleNamespace(slugs=SLUGS, gather=targets_of)
+    shares = make_policy(policy, SEED, teachers, rows, np.stack([rows, rows], axis=1), cpu)
     bank = None
     if loss.bank:
-        rows, cpu = np.arange(BANK_ROWS), torch.device("cpu")
         bank = Bank(rows, rows % 9, targets_of, prepare, config=loss.bank_rows, seed=SEED, device=cpu)
-    return Objective(loss, TeacherSide(heads, prepare, Policy(policy, SEED, weights), [9.0, 14.0, 20.0], bank))
+    side = TeacherSide(heads, prepare, shares, [9.0, 14.0, 20.0], bank)
+    side.towers = RECIPES[recipe].get("towers", ())
+    return Objective(loss, side)
 
 
 def batch_of(rows: np.ndarray) -> Batch:
@@ -124,8 +129,16 @@ def terms_and_gradients(recipe: str, world: World) -> dict[str, torch.Tensor]:
     return found | {"d image": world.gather(image.grad), "d text": world.gather(text.grad)}
 
 
-if __name__ == "__main__":
+def results(ranks: int, recipe: str, note: Path) -> dict[str, torch.Tensor]:
+    """`terms_and_gradients` in so many real ranks, which leave a note."""
+    peaceful(forked_ranks(ranks, write_results, [recipe], note))
+    found: dict[str, torch.Tensor] = torch.load(note)[recipe]
+    return found
+
+
+def write_results(recipes: Sequence[str], out: Path) -> None:
+    """Write terms and gradients of these recipes, over all ranks, to `out`."""
     with join_ranks(1.0) as this:
-        results = {recipe: terms_and_gradients(recipe, this) for recipe in RECIPES}
+        found = {recipe: terms_and_gradients(recipe, this) for recipe in recipes}
         if this.first:
-            torch.save(results, Path(sys.argv[1]) / f"{this.size}.pt")
+            torch.save(found, out)

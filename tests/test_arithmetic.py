@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from simulated_device import SimulatedDevice
 from tiny_teachers import TINY, write_tiny_teacher
 
 from mmkd.base.arithmetic import PEAK, arithmetic_text, peak_tflops
@@ -15,12 +16,11 @@ from mmkd.base.process import usable_cores
 from mmkd.distill.arithmetic import count_arithmetic
 from mmkd.distill.config import StudentConfig
 from mmkd.distill.student import Towers, build_student
-from mmkd.extract.batch_search import search_rows
 from mmkd.extract.cluster import workers_beside
 from mmkd.extract.cluster_config import ClusterConfig, WorkerConfig
 from mmkd.extract.dispatch import TeachersPlugin
+from mmkd.extract.forward import search_rows
 from mmkd.extract.report import limit_line
-from mmkd.extract.simulated_device import SimulatedDevice
 from mmkd.extract.teachers import describe_teacher, load_teacher, parse_teachers
 from mmkd.extract.teachers.loaded import LoadedTeacher
 

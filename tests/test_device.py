@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from in_process import run, tree_digest
+from simulated_device import SimulatedDevice
 from tiny_corpus import write_table_corpus
 from tiny_store import make_card
 from tiny_teachers import write_tiny_teacher
@@ -22,7 +24,6 @@ from mmkd.extract.device import Accelerator, Host, Pass, open_device
 from mmkd.extract.encode import Workbench
 from mmkd.extract.forward import BatchSizes
 from mmkd.extract.shard import extract_shard
-from mmkd.extract.simulated_device import SimulatedDevice
 from mmkd.extract.teachers import Teacher, describe_teacher, load_teacher, parse_teachers
 from mmkd.extract.teachers.loaded import LoadedTeacher
 from mmkd.store import FeatureStore, Preprocessing, TeacherCard
@@ -72,16 +73,12 @@ class Recorded(SimulatedDevice):
         one, number = super().launch(encode, inputs), self.launched
         self.events.append(("launch", number, threading.current_thread().name))
         self.images += [number] if inputs.ndim == 4 else []
-        waited = one.wait
 
-        class Told:
-            seconds = one.seconds
+        def over() -> None:
+            self.events.append(("wait", number, threading.current_thread().name))
+            one.over()
 
-            def wait(told) -> torch.Tensor:  # noqa: N805
-                self.events.append(("wait", number, threading.current_thread().name))
-                return waited()
-
-        return Told()
+        return replace(one, over=over)
 
     def copy_in(self, host: torch.Tensor) -> tuple[torch.Tensor, Callable[[], object]]:
         self.events.append(("copy", host.nbytes, ""))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from in_process import tree_digest
+from simulated_device import SimulatedDevice
 from tiny_corpus import write_table_corpus
 from tiny_teachers import write_tiny_teacher
 
@@ -19,7 +20,6 @@ from mmkd.extract.dispatch import TeachersPlugin, gather
 from mmkd.extract.plan import plan_tasks
 from mmkd.extract.report import ShardReport
 from mmkd.extract.run import make_store
-from mmkd.extract.simulated_device import SimulatedDevice
 from mmkd.extract.teachers import describe_teacher, parse_teachers
 from mmkd.store import FeatureStore
 from mmkd.store.writer import add_teacher

@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_run import quiet, write_run
+from tiny_run import in_ranks, quiet, slowly_on_two, write_run
 
 from mmkd.base.errors import ConfigError, IncompleteStoreError, UserError
 from mmkd.cli.distill import distill
@@ -77,15 +77,17 @@ def test_gather_gives_what_a_teacher_has_and_zero_elsewhere(training_scene: Path
 
 
 @pytest.mark.integration
-def test_training_learns(training_scene: Path) -> None:
-    report = quiet(write_run(training_scene, "whole", where="", epochs=3, batch_size=64))
+@slowly_on_two
+def test_training_learns(training_scene: Path, ranks: int) -> None:
+    report = in_ranks(ranks, write_run(training_scene, f"whole-{ranks}", where="", epochs=3, batch_size=64))
     assert (report.steps, report.resumed_at, report.rows) == (12, 0, 300)
-    first = quiet(write_run(training_scene, "first-loss", where="", epochs=1, batch_size=300)).losses
+    first = in_ranks(ranks, write_run(training_scene, f"start-{ranks}", where="", epochs=1, batch_size=300)).losses
     assert report.losses["feature"] < 0.8 * first["feature"]
 
 
-def test_loader_processes_do_not_change_the_result(training_scene: Path) -> None:
-    losses = [quiet(write_run(training_scene, f"w{n}", epochs=1, data={"workers": n})).losses for n in (0, 2)]
+def test_loader_processes_do_not_change_the_result(training_scene: Path, ranks: int) -> None:
+    paths = [write_run(training_scene, f"w{n}-{ranks}", epochs=1, data={"workers": n}) for n in (0, 2)]
+    losses = [in_ranks(ranks, path).losses for path in paths]
     assert losses[0] == losses[1]
 
 
@@ -198,14 +200,17 @@ def test_presets_lie_under_the_run_and_over_each_other(training_scene: Path) -> 
     assert load_run(write_run(training_scene, "one-preset", preset="pretrain")).loss.feature == 0
 
 
-def test_stage_one_needs_no_teacher_and_stage_two_begins_with_its_student(training_scene: Path) -> None:
-    first = load_run(write_run(training_scene, "stage1", preset="pretrain", optimizer={"lr": 1e-3, "warmup_steps": 0}))
-    report = quiet(first)
+@slowly_on_two
+def test_stage_one_needs_no_teacher_and_stage_two_begins_with_its_student(training_scene: Path, ranks: int) -> None:
+    fast = {"lr": 1e-3, "warmup_steps": 0}
+    first = write_run(training_scene, f"stage1-{ranks}", preset="pretrain", optimizer=fast)
+    report = in_ranks(ranks, first)
     assert set(report.losses) == {"task", "total"}
-    student = {"model": "tiny-student.json", "start_from": "runs/stage1"}
-    second = load_run(write_run(training_scene, "stage2", preset="distil", student=student, optimizer={"lr": 1e-12}))
-    assert set(quiet(second).losses) == {"task", "feature", "relational", "total"}
-    weights = [student_weights(read(find_checkpoint(config.out))) for config in (first, second)]
+    student = {"model": "tiny-student.json", "start_from": f"runs/stage1-{ranks}"}
+    still = {"lr": 1e-12}
+    second = write_run(training_scene, f"stage2-{ranks}", preset="distil", student=student, optimizer=still)
+    assert set(in_ranks(ranks, second).losses) == {"task", "feature", "relational", "total"}
+    weights = [student_weights(read(find_checkpoint(load_run(path).out))) for path in (first, second)]
     assert weights[0].keys() == weights[1].keys()
     for name, value in weights[0].items():
         assert torch.allclose(value, weights[1][name], atol=1e-6), name

@@ -1,22 +1,19 @@
-"""Checkpoints: what a run ends with does not depend on how often, how and when it was interrupted."""
+"""Checkpoints: which are kept and found, whose they are, and what is refused."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import shutil
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
-from tiny_run import quiet, write_run
+from tiny_run import in_ranks, quiet, slowly_on_two, stopped_at_first_step, write_run
 
 from mmkd.base.errors import BusyStoreError, ConfigError, CorruptStoreError, StoreError, UserError
 from mmkd.distill.alignment.config import load_align
@@ -26,96 +23,24 @@ from mmkd.distill.config import StudentConfig, load_run
 from mmkd.distill.export import export
 from mmkd.distill.prepare import prepare
 from mmkd.distill.student import build_student
-from mmkd.distill.trainer import train
 from mmkd.distill.world import World
 from mmkd.store import FeatureStore
 
 JUDGED = {"every_steps": 2, "sets": [{"name": "s1", "where": "site = 's1'", "limit": 30}]}
-WHOLE: dict[str, Any] = {"monitor": JUDGED, "optimizer": {"lr": 1e-3, "warmup": 0.25, "average": 0.9}}
 
 
-def result(out: Path) -> list[bytes]:
-    """The last checkpoint of a run and its best one."""
-    return [find_checkpoint(out, which).read_bytes() for which in ("last", "best")]
-
-
-@pytest.fixture(scope="module")
-def whole(training_scene: Path) -> list[bytes]:
-    """The result of an uninterrupted run of eight steps in two epochs, with averaged weights and four validations."""
-    config = load_run(write_run(training_scene, "whole-run", **WHOLE))
-    assert quiet(config).steps == 8
-    return result(config.out)
-
-
-@pytest.mark.integration
-def test_a_signal_saves_and_the_run_goes_on_to_the_same_bytes(training_scene: Path, whole: list[bytes]) -> None:
-    # Interrupted after every step: within epochs, between them, and before the last step.
-    config = load_run(write_run(training_scene, "signalled", **WHOLE, checkpoints={"stop_signals": ["SIGUSR1"]}))
-    for step in range(8):
-        report = train(config, say=lambda _: os.kill(os.getpid(), signal.SIGUSR1))
-        assert (report.resumed_at, report.steps, report.stopped) == (step, step + 1, "SIGUSR1")
-    assert result(config.out) == whole
-    assert quiet(config).resumed_at == 8  # nothing is left to do
-    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
-
-
-def killed_again_and_again(path: Path, kills: int, seed: int) -> int:
-    """Run in child processes that are killed without warning; returns how many were killed before the end."""
-    rng = np.random.default_rng(seed)
-    for attempt in range(kills + 1):
-        child = multiprocessing.get_context("fork").Process(target=quiet, args=(path,))
-        child.start()
-        if attempt < kills:
-            child.join(rng.uniform(0.05, 0.5))
-            child.kill()
-        child.join()
-        if child.exitcode == 0:
-            return attempt
-        assert child.exitcode == -signal.SIGKILL
-    raise AssertionError("the run did not come to its end")
-
-
-@pytest.mark.integration
-def test_kill_9_at_random_moments(training_scene: Path, whole: list[bytes]) -> None:
-    path = write_run(training_scene, "killed", **WHOLE, checkpoints={"every_steps": 1})
-    assert killed_again_and_again(path, kills=5, seed=0) > 0
-    assert result(load_run(path).out) == whole
-    assert not list(load_run(path).out.rglob("*.mmkd-tmp"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 9))
-def test_kill_9_at_many_random_moments(training_scene: Path, whole: list[bytes], seed: int) -> None:
-    path = write_run(training_scene, f"killed-{seed}", **WHOLE, checkpoints={"every_steps": 1})
-    killed_again_and_again(path, kills=15, seed=seed)
-    assert result(load_run(path).out) == whole
-
-
-def test_what_lies_beside_a_run_may_change(training_scene: Path, whole: list[bytes], tmp_path: Path) -> None:
-    config = load_run(write_run(training_scene, "moved", **WHOLE, checkpoints={"stop_signals": ["SIGTERM"]}))
-    train(config, say=lambda _: os.kill(os.getpid(), signal.SIGTERM))
-    for name in ("features", "tiny-student.json"):
-        copy = shutil.copytree if (training_scene / name).is_dir() else shutil.copy
-        copy(training_scene / name, tmp_path / name)
-    shutil.copytree(config.out, tmp_path / "runs" / "moved")
-    # Another place, other workers, features in memory, checkpoints at other times.
-    data = {"workers": 2, "features": "resident"}
-    path = write_run(tmp_path, "moved", **WHOLE, data=data, checkpoints={"every_steps": 3})
-    assert quiet(path).resumed_at == 1
-    assert result(load_run(path).out) == whole
-
-
-def test_only_the_last_checkpoints_and_the_best_are_kept(training_scene: Path) -> None:
-    config = load_run(write_run(training_scene, "kept", checkpoints={"every_steps": 2, "keep_last": 1}))
-    quiet(config)
+def test_only_the_last_checkpoints_and_the_best_are_kept(training_scene: Path, ranks: int) -> None:
+    path = write_run(training_scene, f"kept-{ranks}", checkpoints={"every_steps": 2, "keep_last": 1})
+    in_ranks(ranks, path)
+    config = load_run(path)
     assert [step_of(path) for path in checkpoints(config.out)] == [8]
     assert step_of(find_checkpoint(config.out)) == 8
 
 
-def test_a_checkpoint_of_another_run_is_refused(training_scene: Path) -> None:
-    quiet(write_run(training_scene, "other", epochs=1))
+def test_a_checkpoint_of_another_run_is_refused(training_scene: Path, ranks: int) -> None:
+    in_ranks(ranks, write_run(training_scene, f"other-{ranks}", epochs=1))
     with pytest.raises(UserError, match="another configuration or store") as caught:
-        quiet(write_run(training_scene, "other", epochs=1, seed=5, optimizer={"lr": 2e-3}))
+        in_ranks(ranks, write_run(training_scene, f"other-{ranks}", epochs=1, seed=5, optimizer={"lr": 2e-3}))
     assert "\n" not in str(caught.value)
     assert "(seed was 0, is 5; optimizer.lr was 0.001, is 0.002); name another `out`" in str(caught.value)
 
@@ -132,15 +57,16 @@ def test_a_store_that_gained_a_teacher_is_another_run(training_scene: Path, tmp_
 
 
 @pytest.mark.integration
-def test_a_damaged_checkpoint_is_said_and_the_one_before_is_there(training_scene: Path) -> None:
-    config = load_run(write_run(training_scene, "damaged", checkpoints={"every_steps": 4}))
-    quiet(config)
-    earlier, last = checkpoints(config.out)
+@slowly_on_two
+def test_a_damaged_checkpoint_is_said_and_the_one_before_is_there(training_scene: Path, ranks: int) -> None:
+    path = write_run(training_scene, f"damaged-{ranks}", checkpoints={"every_steps": 4})
+    in_ranks(ranks, path)
+    earlier, last = checkpoints(load_run(path).out)
     last.write_bytes(last.read_bytes()[:1000])
     with pytest.raises(CorruptStoreError, match=r"is damaged .*; delete it to go on from the one before"):
-        quiet(config)
+        in_ranks(ranks, path)
     last.unlink()
-    assert quiet(config).resumed_at == step_of(earlier) == 4
+    assert in_ranks(ranks, path).resumed_at == step_of(earlier) == 4
 
 
 def test_a_loss_that_is_not_a_number_names_its_batch(training_scene: Path) -> None:
@@ -176,13 +102,6 @@ def test_a_full_disk_leaves_the_checkpoint_before(training_scene: Path) -> None:
     assert quiet(path).steps == 8
 
 
-def test_time_is_not_in_a_checkpoint(training_scene: Path, whole: list[bytes]) -> None:
-    config = load_run(write_run(training_scene, "again", **WHOLE))
-    time.sleep(0.01)
-    quiet(config)
-    assert result(config.out) == whole
-
-
 def test_a_kill_behind_a_checkpoint_leaves_it_the_best(training_scene: Path) -> None:
     """What is said of a run has no file of its own that a kill could keep from being written."""
     config = load_run(write_run(training_scene, "judged-best", monitor=JUDGED, checkpoints={"every_steps": 2}))
@@ -197,24 +116,21 @@ def test_a_kill_behind_a_checkpoint_leaves_it_the_best(training_scene: Path) -> 
     assert {path.name for path in config.out.iterdir()} <= {"checkpoints", "run.json", "tokens.safetensors", "tokens"}
 
 
-def stopped_at_first_step(path: Path) -> None:
-    train(load_run(path), say=lambda _: os.kill(os.getpid(), signal.SIGTERM))
-
-
-def test_first_weights_are_those_of_the_checkpoint(training_scene: Path, tmp_path: Path) -> None:
+@slowly_on_two
+def test_first_weights_are_those_of_the_checkpoint(training_scene: Path, tmp_path: Path, ranks: int) -> None:
     for name, seed in (("first-a", 1), ("first-b", 2)):
-        quiet(write_run(training_scene, name, epochs=1, seed=seed))
-    start = {"model": "tiny-student.json", "start_from": "runs/first-a"}
-    path = write_run(training_scene, "second", student=start)
-    stopped_at_first_step(path)
-    write_run(training_scene, "second", student=start | {"start_from": "runs/first-b"})
+        in_ranks(ranks, write_run(training_scene, name, out=f"runs/{ranks}/{name}", epochs=1, seed=seed))
+    start = {"model": "tiny-student.json", "start_from": f"runs/{ranks}/first-a"}
+    path = write_run(training_scene, f"second-{ranks}", student=start)
+    in_ranks(ranks, path, stopped_at_first_step)
+    write_run(training_scene, f"second-{ranks}", student=start | {"start_from": f"runs/{ranks}/first-b"})
     with pytest.raises(UserError, match=r"another configuration or store .*first_weights was .*, is .* at step 4"):
-        quiet(path)
+        in_ranks(ranks, path)
     # The folder may go: its weights are in the checkpoint.
-    write_run(training_scene, "second", student=start)
-    (training_scene / "runs/first-a").rename(tmp_path / "first-a")
-    assert quiet(path).resumed_at == 1
-    card = export(training_scene / "runs/second", tmp_path / "student") / "README.md"
+    write_run(training_scene, f"second-{ranks}", student=start)
+    (training_scene / f"runs/{ranks}/first-a").rename(tmp_path / "first-a")
+    assert in_ranks(ranks, path).resumed_at == 1
+    card = export(load_run(path).out, tmp_path / "student") / "README.md"
     assert "It began with first-a." in card.read_text()
     with pytest.raises(UserError, match="first-a is not a run folder"):
         quiet(write_run(training_scene, "third", student=start))
@@ -268,27 +184,31 @@ def test_a_moved_project_goes_on_with_its_alignment(training_scene: Path, tmp_pa
         quiet(write_run(tmp_path, "aligned", heads=heads))
 
 
-def test_another_metric_or_other_rows_choose_a_best_of_their_own(training_scene: Path) -> None:
+def test_another_metric_or_other_rows_choose_a_best_of_their_own(training_scene: Path, ranks: int) -> None:
     sets = [JUDGED["sets"][0], {"name": "s2", "where": "site = 's2'", "limit": 6}]  # type: ignore[index]
     monitor = {"every_steps": 1, "sets": sets, "metric": "s2/recall@5"}
-    stopped_at_first_step(path := write_run(training_scene, "metrics", monitor=monitor))
+    path = write_run(training_scene, f"metrics-{ranks}", monitor=monitor)
+    in_ranks(ranks, path, stopped_at_first_step)
     out = load_run(path).out
     assert read(checkpoints(out)[-1]).progress.judge.startswith("s2/recall@5 ")
     for changes in ({"metric": "s1/recall@1"}, {"metric": "s1/recall@1", "sets": [sets[0] | {"limit": 10}]}):  # type: ignore[operator]
         before = read(checkpoints(out)[-1]).progress
-        stopped_at_first_step(write_run(training_scene, "metrics", monitor=monitor | changes))
+        write_run(training_scene, f"metrics-{ranks}", monitor=monitor | changes)
+        in_ranks(ranks, path, stopped_at_first_step)
         after = read(checkpoints(out)[-1]).progress
         assert after.judge != before.judge
         assert (after.step, after.best_step, after.worse) == (before.step + 1, before.step + 1, 0)
         assert after.best_score == after.best_scores["s1/recall@1"]
 
 
-def test_a_run_that_patience_ended_takes_no_more_steps(training_scene: Path) -> None:
+def test_a_run_that_patience_ended_takes_no_more_steps(training_scene: Path, ranks: int) -> None:
     monitor = {"every_steps": 1, "patience": 2, "sets": JUDGED["sets"]}
-    path = write_run(training_scene, "ended", epochs=10, optimizer={"lr": 1e-9, "warmup_steps": 0}, monitor=monitor)
-    assert (quiet(path).steps, quiet(path).stopped) == (3, "patience")
+    still = {"lr": 1e-9, "warmup_steps": 0}
+    path = write_run(training_scene, f"ended-{ranks}", epochs=10, optimizer=still, monitor=monitor)
+    first = in_ranks(ranks, path)
+    assert (first.steps, first.stopped, first.best.best_step) == (3, "patience", 1)
     saved = checkpoints(load_run(path).out)
-    again = quiet(path)
+    again = in_ranks(ranks, path)
     assert (again.resumed_at, again.steps, again.stopped) == (3, 3, "patience")
     assert checkpoints(load_run(path).out) == saved
 
@@ -300,8 +220,9 @@ def test_a_folder_has_one_run_at_a_time(training_scene: Path) -> None:
     while not (load_run(path).out / "run.json").exists():
         time.sleep(0.05)
     try:
-        with pytest.raises(BusyStoreError, match="two-at-once is being written by `mmkd distill`"):
-            quiet(path)
+        for ranks in (1, 2):
+            with pytest.raises(BusyStoreError, match="two-at-once is being written by `mmkd distill`"):
+                in_ranks(ranks, path)
     finally:
         child.kill()
         child.join()

@@ -22,7 +22,7 @@ from in_process import load, run
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_corpus import png, write_table_corpus
-from tiny_run import quiet, write_run
+from tiny_run import in_ranks, quiet, stopped_at_first_step, write_run
 from tiny_teachers import write_tiny_teacher
 from tqdm import tqdm
 
@@ -61,9 +61,9 @@ def test_ranks_are_those_of_the_definition_and_ties_count_against() -> None:
     assert positive_ranks(same, same, torch.arange(6)).tolist() == [5] * 6  # a collapsed student scores nothing
 
 
-def test_scores_are_those_of_the_weights_as_open_clip_would_give_them(training_scene: Path) -> None:
-    config = load_run(write_run(training_scene, "judged", monitor={"sets": [HELD_OUT], "every_steps": 3}))
-    report = quiet(config)
+def test_scores_are_those_of_the_weights_as_open_clip_would_give_them(training_scene: Path, ranks: int) -> None:
+    path = write_run(training_scene, f"judged-{ranks}", monitor={"sets": [HELD_OUT], "every_steps": 3})
+    report, config = in_ranks(ranks, path), load_run(path)
     again = prepare(config, World(torch.device("cpu")))
     assert again.monitor.scores() == report.scores
     assert set(report.scores) == {"held-out/recall@1", "held-out/recall@5"}
@@ -84,10 +84,10 @@ def test_scores_are_those_of_the_weights_as_open_clip_would_give_them(training_s
         image = torch.nn.functional.normalize(student.encode_image(pixels), dim=-1)
         texts = held.captions.tokens(held.rows.pairs.caption)
         text = torch.nn.functional.normalize(student.encode_text(texts), dim=-1)
-    ranks = loop_ranks(image.numpy(), text.numpy(), held.rows.pairs.caption)
-    ranks += loop_ranks(text.numpy(), image.numpy(), held.rows.pairs.caption)
+    places = loop_ranks(image.numpy(), text.numpy(), held.rows.pairs.caption)
+    places += loop_ranks(text.numpy(), image.numpy(), held.rows.pairs.caption)
     for k in (1, 5):
-        assert report.scores[f"held-out/recall@{k}"] == pytest.approx(np.mean([rank < k for rank in ranks]))
+        assert report.scores[f"held-out/recall@{k}"] == pytest.approx(np.mean([place < k for place in places]))
 
 
 def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(training_scene: Path) -> None:
@@ -103,7 +103,7 @@ def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(training_scene: P
     assert read(find_checkpoint(config.out)).progress.best_step == 2
 
 
-def test_zero_shot_classes_are_read_from_prompts(tmp_path: Path, training_scene: Path) -> None:
+def test_zero_shot_classes_are_read_from_prompts(tmp_path: Path, training_scene: Path, ranks: int) -> None:
     folder = tmp_path / "val"
     (folder / "images").mkdir(parents=True)
     with (folder / "pairs.csv").open("w", newline="") as file:
@@ -123,9 +123,9 @@ def test_zero_shot_classes_are_read_from_prompts(tmp_path: Path, training_scene:
         "label": "class",
         "prompts": "split = 'prompt'",
     }
-    config = load_run(write_run(training_scene, "zero-shot", epochs=1, monitor={"sets": [entry]}))
-    report = quiet(config)
-    ready = prepare(config, World(torch.device("cpu")))
+    path = write_run(training_scene, f"zero-shot-{ranks}", epochs=1, monitor={"sets": [entry]})
+    report = in_ranks(ranks, path)
+    ready = prepare(load_run(path), World(torch.device("cpu")))
     assert report.scores.keys() == {"classes/bacc"}
     held, monitor = ready.monitor.sets[0], ready.monitor
     ready.update.model.towers.eval()
@@ -263,14 +263,16 @@ def test_the_average_follows_its_definition_and_is_what_is_exported(training_sce
 
 
 def test_tensorboard_holds_every_step_once_after_a_resume(
-    training_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    training_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # nobody has measured this machine's peak
     logging = {"tensorboard": True, "every_steps": 1}
     monitor = {"sets": [HELD_OUT], "every_steps": 2}
     changes = {"epochs": 1, "optimizer": {"warmup": 0.5}}
-    quiet(write_run(training_scene, "logged", **changes, logging=logging, monitor=monitor))
-    events = EventAccumulator(str(training_scene / "runs/logged/tensorboard")).Reload()
+    path = write_run(training_scene, f"logged-{ranks}", **changes, logging=logging, monitor=monitor)
+    in_ranks(ranks, path, stopped_at_first_step)
+    in_ranks(ranks, path)
+    events = EventAccumulator(str(load_run(path).out / "tensorboard")).Reload()
     assert set(events.Tags()["scalars"]) == {
         "loss/task", "loss/feature", "loss/cross", "loss/total", "lr", "gradient_norm", "samples_per_second",
         "data_wait_share", "memory_gb", "tflops", "monitor/held-out/recall@1", "monitor/held-out/recall@5",
@@ -289,7 +291,7 @@ def test_the_bar_shows_terms_rates_waiting_and_memory() -> None:
         )  # fmt: skip
     last = shown.getvalue().split("\r")[-1]
     assert "5/10" in last
-    assert "task=1.250, total=2.500, samples/s=812, wait=3%, GB=1.3" in last
+    assert "task=1.250, total=2.500, samples/s=812, waiting=3%, GB=1.3" in last
 
 
 def test_wandb_that_is_not_installed_is_said(training_scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,7 +368,7 @@ def test_a_log_without_a_terminal_gets_a_line_a_minute_and_every_validation(caps
     lines(999, {"loss/task": 3.0, "loss/total": 3.5})
     lines(1999, {"monitor/held-out/recall@1": 0.25})
     assert capsys.readouterr().err.splitlines() == [
-        "step 1 of 2,000: task 4.100, total 5.000, 812 samples/s, 3% waiting for data, 1.2 GB",
+        "step 1 of 2,000: task 4.100, total 5.000, 812 samples/s, 3% waiting, 1.2 GB",
         "step 1,000 of 2,000: task 3.000, total 3.500",
         "step 2,000 of 2,000: held-out/recall@1 0.250",
     ]

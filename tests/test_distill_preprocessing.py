@@ -4,8 +4,6 @@ hands."""
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from tiny_run import quiet, write_run
+from tiny_run import in_ranks, quiet, slowly_on_two, stopped_at_first_step, write_run
 from tiny_teachers import TINY
 from tiny_text import write_bert, write_tokens
 
@@ -24,7 +22,6 @@ from mmkd.distill.config import StudentConfig, load_run
 from mmkd.distill.export import export
 from mmkd.distill.prepare import prepare
 from mmkd.distill.student import Towers, build_student, student_pixels, student_tokenizer
-from mmkd.distill.trainer import train
 from mmkd.distill.world import World
 
 LAST = {"hf_tokenizer_name": "tokens", "no_causal_mask": True, "pool_type": "last"}
@@ -48,9 +45,10 @@ def scene(training_scene: Path, root: Path, name: str, text: dict[str, Any]) -> 
 
 
 @pytest.mark.integration
+@slowly_on_two
 @pytest.mark.parametrize("name", TAGS)
 def test_a_tags_preprocessing_goes_through_both_stages_into_open_clip(
-    training_scene: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    training_scene: Path, tmp_path: Path, name: str, ranks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, tag, text = TAGS[name]
     facts = open_clip.get_pretrained_cfg(model, tag)
@@ -61,10 +59,11 @@ def test_a_tags_preprocessing_goes_through_both_stages_into_open_clip(
     monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda *_: facts)
     monkeypatch.setattr(open_clip, "download_pretrained", lambda *_: str(root / "released.safetensors"))
     student = {"model": f"{name}.json"}
-    quiet(write_run(root, "stage1", preset="pretrain", epochs=1, student=student | {"pretrained": tag}))
+    tagged = student | {"pretrained": tag}
+    in_ranks(ranks, write_run(root, "stage1", preset="pretrain", epochs=1, student=tagged))
     path = write_run(root, "stage2", epochs=1, student=student | {"start_from": "runs/stage1"})
-    train(load_run(path), say=lambda _: os.kill(os.getpid(), signal.SIGTERM))
-    assert (report := quiet(path)).resumed_at == 1
+    in_ranks(ranks, path, stopped_at_first_step)
+    assert (report := in_ranks(ranks, path)).resumed_at == 1
     assert report.steps == 4
     folder = export(root / "runs/stage2", root / "student")
     monkeypatch.undo()

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from tiny_model import parts
-from tiny_run import quiet, write_run
+from tiny_run import in_ranks, quiet, slowly_on_two, write_run
 
 from mmkd.distill.batch import Batch
 from mmkd.distill.checkpoint import find_checkpoint, read
-from mmkd.distill.config import OptimizerConfig, RunConfig, load_run
+from mmkd.distill.config import OptimizerConfig, load_run
 from mmkd.distill.optimizer import learning_rate_shares, set_learning_rate
 from mmkd.distill.prepare import Run, prepare
 from mmkd.distill.train_step import Model, Outcome, Updater
@@ -53,24 +53,25 @@ def test_temperatures_stay_within_clips_limits() -> None:
             assert torch.allclose(scale, torch.full_like(scale, limit))
 
 
-def moved(config: RunConfig) -> float:
+def moved(path: Path, ranks: int) -> float:
     """How far a run's weights went from where they began."""
+    config = load_run(path)
     began = {name: value.clone() for name, value in prepare(config, CPU).update.model.state_dict().items()}
-    quiet(config)
+    in_ranks(ranks, path)
     ended = read(find_checkpoint(config.out)).part("model")
     return max(float((ended[name] - value).abs().max()) for name, value in began.items())
 
 
-def test_a_run_clips_at_the_norm_of_its_configuration(training_scene: Path) -> None:
+@slowly_on_two
+def test_a_run_clips_at_the_norm_of_its_configuration(training_scene: Path, ranks: int) -> None:
     """AdamW divides by the gradient's own size, but for `eps`: a norm far below it leaves hardly a step."""
+    plain = {"weight_decay": 0.0}
     free, tight = (
-        load_run(
-            write_run(training_scene, f"clip-{norm}", epochs=1, optimizer={"clip_norm": norm, "weight_decay": 0.0})
-        )
+        write_run(training_scene, f"clip-{norm}-{ranks}", epochs=1, optimizer=plain | {"clip_norm": norm})
         for norm in (1.0, 1e-12)
     )
-    assert moved(free) > 1e-3
-    assert moved(tight) < 1e-8
+    assert moved(free, ranks) > 1e-3
+    assert moved(tight, ranks) < 1e-8
 
 
 def first_batch(run: Run) -> Batch:
@@ -125,13 +126,16 @@ def test_gradient_checkpointing_keeps_less_and_gives_the_same_gradients(training
 
 
 @pytest.mark.integration
+@slowly_on_two
 @pytest.mark.parametrize(
     "compute", [{"precision": "bf16"}, {"gradient_checkpointing": True}, {"micro_batch": 7}], ids=str
 )
-def test_ways_to_compute_give_nearly_the_same_losses(training_scene: Path, compute: dict[str, object]) -> None:
-    name = "-".join(compute)
-    plain = quiet(write_run(training_scene, f"plain-{name}", epochs=1)).losses
-    other = quiet(write_run(training_scene, f"other-{name}", epochs=1, compute=compute)).losses
+def test_ways_to_compute_give_nearly_the_same_losses(
+    training_scene: Path, compute: dict[str, object], ranks: int
+) -> None:
+    name = "-".join(compute) + f"-{ranks}"
+    plain = in_ranks(ranks, write_run(training_scene, f"plain-{name}", epochs=1)).losses
+    other = in_ranks(ranks, write_run(training_scene, f"other-{name}", epochs=1, compute=compute)).losses
     tolerance = 0.03 if "precision" in compute else 1e-4
     assert other == pytest.approx(plain, rel=tolerance)
     assert ("precision" not in compute) or other != plain

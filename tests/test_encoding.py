@@ -14,14 +14,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from tiny_store import make_card, make_store
 
-from mmkd.cli import params as store_place
 from mmkd.cli.main import cli
-from mmkd.cli.store import convert as convert_command
 from mmkd.store import FeatureStore
 from mmkd.store.array import DecodedRows
-from mmkd.store.convert.exports import CODECS
-from mmkd.store.encoding import ENCODINGS, cosine_error, decode_rows, encode_rows
+from mmkd.store.encoding import cosine_error, decode_rows, encode_rows
 from mmkd.store.fold import fold
+from mmkd.store.layout import CODECS, ENCODINGS
 from mmkd.store.writer import note_encoding_error
 
 RELEASE = Path(__file__).resolve().parents[2] / "shared" / "data" / "mmkd_release"
@@ -217,11 +215,6 @@ def test_an_archive_is_made_of_checked_chunks_only(tmp_path: Path) -> None:
     assert "teachers/alpha/image/loose/00000 has CRC32C" in str(done.exception)
     done = CliRunner().invoke(cli, ["store", "export", str(tmp_path / "s"), str(tmp_path / "b"), "--layout", "zarr"])
     assert "belong together" in str(done.exception)
-
-
-def test_names_of_the_command_line_are_those_of_the_store() -> None:
-    assert store_place.ENCODINGS == ENCODINGS
-    assert convert_command.CODECS == CODECS
 
 
 def test_int8_of_the_original_release_keeps_directions(tmp_path: Path) -> None:

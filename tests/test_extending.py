@@ -74,7 +74,7 @@ def build(plan):
     load_strictly(model, read_weights(*plan.weights.values()), NAME)
     return model
 
-LOADER = FileLoader(plan, build, lambda spec, source: source.find(NAME) is not None, f"a folder with {NAME}")
+LOADER = FileLoader(plan, build, lambda spec, source, config: source.find(NAME) is not None, f"a folder with {NAME}")
 """
 
 

@@ -18,7 +18,7 @@ from mmkd.extract.config import ExtractConfig
 from mmkd.extract.run import extract
 from mmkd.extract.teachers import parse_teachers
 from mmkd.store import FeatureStore
-from mmkd.store.encoding import Encoding
+from mmkd.store.layout import Encoding
 from mmkd.store.ledger import remove_entry
 
 MMKD = [sys.executable, "-P", "-c", "from mmkd.cli.main import main; main()"]

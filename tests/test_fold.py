@@ -28,10 +28,9 @@ from mmkd.cli.main import cli
 from mmkd.store import FeatureStore, ledger
 from mmkd.store.fold import fold
 from mmkd.store.ledger import entries_of_shard, read_ledger, remove_entry, unfold_entries, write_entry
-from mmkd.store.pack import decode_index, encode_index, index_bytes
 from mmkd.store.record import CorpusRecord, Store
 from mmkd.store.samples import read_part
-from mmkd.store.stored_array import StoredArray
+from mmkd.store.stored_array import StoredArray, decode_index, encode_index, index_bytes
 from mmkd.store.verify import repair, verify
 from mmkd.store.writer import ShardFeatures, add_teacher, create_store, write_shard
 

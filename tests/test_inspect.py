@@ -23,12 +23,11 @@ from mmkd.cli.store.info import info_lines
 from mmkd.cli.store.stats import stats
 from mmkd.store import FeatureStore
 from mmkd.store.inspect import agreement as agreement_module
-from mmkd.store.inspect.activity import activity
 from mmkd.store.inspect.agreement import cka_of, mutual_neighbors, nearest
 from mmkd.store.inspect.coverage import Coverage, shard_ranges
 from mmkd.store.inspect.findings import statistics_findings, store_findings
 from mmkd.store.inspect.html import statistics_html
-from mmkd.store.inspect.info import StoreInfo, store_info
+from mmkd.store.inspect.info import StoreInfo, activity, store_info
 from mmkd.store.inspect.pairs import hit_chance
 from mmkd.store.inspect.sampling import distribution, draw_rows, unit
 from mmkd.store.inspect.statistics import StoreStatistics, store_statistics

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import numpy as np
 import objective_scene as scene
 import pytest
 import torch
+from forked import forked_ranks, peaceful
 
 from mmkd.distill.policies import draws
 from mmkd.distill.world import World
@@ -47,7 +45,9 @@ def slope(value: Callable[[Array], float], at: Array) -> Array:
     return gradient
 
 
-def test_the_preset_mmkd_clip_is_the_released_loss_with_its_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_preset_mmkd_clip_is_the_released_loss_with_its_gradients(
+    tmp_path: Path, ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # The release has a teacher for every row: here one is given to row 2.
     present = scene.PRESENT.copy()
     present[2, 1] = True
@@ -65,7 +65,7 @@ def test_the_preset_mmkd_clip_is_the_released_loss_with_its_gradients(monkeypatc
     t_image, t_text = np.array(teacher["image"]), np.array(teacher["text"])
     assert np.abs(np.linalg.norm(t_image, axis=1) - 1).min() > 0.01  # as stored, not of unit norm
 
-    found = scene.terms_and_gradients("mmkd_clip", ALONE)
+    found = scene.results(ranks, "mmkd_clip", tmp_path / "found.pt")
     expected = released_loss(values["image"], values["text"], np.exp(2.5), t_image, t_text)
     assert {name: found[name].item() for name in expected} == pytest.approx(expected, rel=1e-6)
     by_image = slope(lambda x: released_loss(x, values["text"], np.exp(2.5), t_image, t_text)["total"], values["image"])
@@ -79,14 +79,9 @@ def test_the_preset_mmkd_clip_is_the_released_loss_with_its_gradients(monkeypatc
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, torch.Tensor]]:
     """All recipes in two real processes."""
-    out = tmp_path_factory.mktemp("ranks")
-    command = ["-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", scene.__file__, str(out)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found: dict[str, dict[str, torch.Tensor]] = torch.load(Path(out) / "2.pt", weights_only=True)
+    out = tmp_path_factory.mktemp("ranks") / "2.pt"
+    peaceful(forked_ranks(2, scene.write_results, list(scene.RECIPES), out))
+    found: dict[str, dict[str, torch.Tensor]] = torch.load(out, weights_only=True)
     return found
 
 
@@ -102,24 +97,16 @@ def test_two_ranks_give_terms_and_gradients_of_one_process(
     assert all(torch.isfinite(value).all() for value in one.values())
 
 
-def test_rows_without_a_teacher_learn_from_the_pairs_alone() -> None:
+def test_rows_without_a_teacher_learn_from_the_pairs_alone(tmp_path: Path, ranks: int) -> None:
     """Row 2 has none: of the teachers' terms only its own share of nothing reaches it."""
-    asked = scene.objective("ours")
-    values, rows = scene.arrays(), np.arange(scene.ROWS)
-    image, text = (torch.tensor(values[name], requires_grad=True) for name in ("image", "text"))
-    terms = asked(scene.StudentFeatures(image, text, torch.tensor(2.5)), scene.batch_of(rows), ALONE)
-    (terms["feature"] + terms["cross"]).backward()
-    assert image.grad is not None
-    assert image.grad[2].abs().max().item() == 0
-    assert (image.grad[[0, 1, 3, 4, 5, 6, 7]].abs().sum(1) > 0).all()
+    gradient = scene.results(ranks, "teachers alone", tmp_path / "found.pt")["d image"]
+    assert gradient[2].abs().max().item() == 0
+    assert (gradient[[0, 1, 3, 4, 5, 6, 7]].abs().sum(1) > 0).all()
 
 
-def test_terms_are_means_over_rows_of_means_over_their_teachers() -> None:
-    asked = scene.objective("ours")
-    rows = np.arange(scene.ROWS)
-    values = scene.arrays()
-    student = scene.StudentFeatures(torch.tensor(values["image"]), torch.tensor(values["text"]), torch.tensor(2.5))
-    found = asked(student, scene.batch_of(rows), ALONE)["feature"].item()
+def test_terms_are_means_over_rows_of_means_over_their_teachers(tmp_path: Path, ranks: int) -> None:
+    asked, rows, values = scene.objective("ours"), np.arange(scene.ROWS), scene.arrays()
+    found = scene.results(ranks, "ours", tmp_path / "found.pt")["feature"].item()
     total, count = 0.0, 0
     for row in rows:
         teachers = np.flatnonzero(scene.PRESENT[row])

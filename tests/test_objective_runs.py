@@ -2,43 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from tiny_run import quiet, write_run
+from tiny_run import in_ranks, quiet, stopped_at_first_step, write_alignment, write_run
 
 from mmkd.base.errors import ConfigError, MmkdError, TeacherMismatchError, UserError
-from mmkd.distill.alignment import Alignment, AlignmentCard, TeacherMap, save
 from mmkd.distill.checkpoint import find_checkpoint
 from mmkd.distill.config import load_run
-from mmkd.distill.trainer import train
 from mmkd.store import FeatureStore
-
-STUDENT_DIM = 20
-
-
-def write_alignment(
-    training_scene: Path, path: Path, dim: int = STUDENT_DIM, teachers: tuple[str, ...] = ("one", "two")
-) -> str:
-    """Random maps of these teachers of the training_scene."""
-    store = FeatureStore.open(training_scene / "features")
-    generator = torch.Generator().manual_seed(0)
-    card = AlignmentCard(
-        method="test", settings={}, dim=dim, unit_input=True, rows=1, corpus=store.record.corpus.digest,
-        teachers={slug: store.card(slug).digest for slug in teachers},
-        widths={slug: store.card(slug).dim for slug in teachers},
-    )  # fmt: skip
-    maps = {
-        slug: TeacherMap(torch.randn(dim, width, generator=generator), torch.zeros(dim), torch.zeros(dim))
-        for slug, width in card.widths.items()
-    }
-    save(Alignment(card, maps), path)
-    return str(path)
-
 
 EVERYTHING = {
     "loss": {"bank": 1.0, "relational": 1.0, "balance": "learned", "bank_rows": {"size": 100, "refresh": 32}},
@@ -47,36 +20,32 @@ EVERYTHING = {
 }
 
 
-def test_a_run_with_bank_policy_and_balance_resumes_to_the_same_bytes(training_scene: Path) -> None:
-    whole = load_run(write_run(training_scene, "rich-whole", epochs=1, **EVERYTHING))
-    report = quiet(whole)
+def test_a_run_with_bank_policy_and_balance_resumes_to_the_same_bytes(training_scene: Path, ranks: int) -> None:
+    whole, stop = (write_run(training_scene, f"rich-{name}-{ranks}", epochs=1, **EVERYTHING) for name in ("a", "b"))
+    report = in_ranks(ranks, whole)
     assert set(report.losses) == {"task", "feature", "cross", "bank", "relational", "total"}
-    stop = load_run(
-        write_run(training_scene, "rich-stopped", epochs=1, checkpoints={"stop_signals": ["SIGUSR1"]}, **EVERYTHING)
-    )
-    for _ in range(report.steps):
-        train(stop, say=lambda _: os.kill(os.getpid(), signal.SIGUSR1))
-    assert find_checkpoint(stop.out).read_bytes() == find_checkpoint(whole.out).read_bytes()
+    for _ in range(report.steps if ranks == 1 else 1):
+        in_ranks(ranks, stop, stopped_at_first_step)
+    in_ranks(ranks, stop)
+    ends = [find_checkpoint(load_run(path).out).read_bytes() for path in (whole, stop)]
+    assert ends[0] == ends[1]
 
 
-def test_mmkd_clip_trains_through_its_preset_and_an_alignment(training_scene: Path, tmp_path: Path) -> None:
-    file = write_alignment(training_scene, tmp_path / "a.safetensors")
-    report = quiet(
-        write_run(
-            training_scene, "released", preset="mmkd_clip", epochs=1, heads={"kind": "none", "alignment": file},
-            compute={"gradient_checkpointing": False},
-        )
-    )  # fmt: skip
+def test_mmkd_clip_trains_through_its_preset_and_an_alignment(training_scene: Path, tmp_path: Path, ranks: int) -> None:
+    file = write_alignment(FeatureStore.open(training_scene / "features"), tmp_path / "a.safetensors")
+    heads, compute = {"kind": "none", "alignment": file}, {"gradient_checkpointing": False}
+    path = write_run(training_scene, f"released-{ranks}", preset="mmkd_clip", epochs=1, heads=heads, compute=compute)
+    report = in_ranks(ranks, path)
     assert report.losses["total"] == pytest.approx(
         report.losses["task"] + 50 * report.losses["feature"] + report.losses["cross"], rel=1e-6
     )
 
 
 def test_another_alignment_in_the_same_file_is_another_run(training_scene: Path, tmp_path: Path) -> None:
-    file = write_alignment(training_scene, tmp_path / "a.safetensors")
+    file = write_alignment(FeatureStore.open(training_scene / "features"), tmp_path / "a.safetensors")
     run = write_run(training_scene, "realigned", epochs=1, heads={"kind": "linear", "alignment": file})
     quiet(run)
-    write_alignment(training_scene, tmp_path / "a.safetensors", dim=7)
+    write_alignment(FeatureStore.open(training_scene / "features"), tmp_path / "a.safetensors", dim=7)
     with pytest.raises(UserError, match="configuration"):
         quiet(run)
 
@@ -115,10 +84,12 @@ def test_mistakes_in_an_objective(
 
 
 def test_an_alignment_without_a_teacher_or_of_other_features_is_refused(training_scene: Path, tmp_path: Path) -> None:
-    only_one = write_alignment(training_scene, tmp_path / "one.safetensors", teachers=("one",))
+    only_one = write_alignment(
+        FeatureStore.open(training_scene / "features"), tmp_path / "one.safetensors", teachers=("one",)
+    )
     with pytest.raises(UserError, match="has no teacher 'two'; it was fitted for one"):
         quiet(write_run(training_scene, "half-aligned", heads={"alignment": only_one}))
-    file = write_alignment(training_scene, tmp_path / "both.safetensors")
+    file = write_alignment(FeatureStore.open(training_scene / "features"), tmp_path / "both.safetensors")
     store = FeatureStore.open(training_scene / "features")
     changed = store.card("one").model_copy(update={"digest": "f" * 16})
     assert changed.digest != store.card("one").digest

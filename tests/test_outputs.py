@@ -22,8 +22,8 @@ import yaml
 from tiny_run import write_run, write_scene
 from tiny_store import make_card, make_store
 
+from mmkd.base.places.remote import as_root
 from mmkd.cli.main import cli, main
-from mmkd.cli.params import STORE
 
 SECONDS = 120
 """After which a command that waits for a pipe counts as stuck."""
@@ -159,7 +159,7 @@ def path_parameters(command: click.Command, names: tuple[str, ...] = ()) -> Iter
             yield from path_parameters(below, (*names, name))
         return
     for parameter in command.params:
-        if isinstance(parameter.type, click.Path) or getattr(parameter.type, "func", None) is STORE:
+        if isinstance(parameter.type, click.Path) or getattr(parameter.type, "func", None) is as_root:
             yield " ".join((*names, str(parameter.name)))
 
 

@@ -20,8 +20,8 @@ from mmkd.base.errors import CorruptStoreError, NotAStoreError, StoreError
 from mmkd.store import FeatureStore
 from mmkd.store.fold import fold
 from mmkd.store.hierarchy import group_document, read_json
-from mmkd.store.pack import index_bytes
 from mmkd.store.record import Store, StoreRecord, read_record
+from mmkd.store.stored_array import index_bytes
 from mmkd.store.verify import repair, verify
 
 

@@ -16,6 +16,7 @@ from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher
 from mmkd.extract.teachers.check import read_golden
 from mmkd.extract.teachers.geometry import geometry_of, normalize, pixels_of
 from mmkd.extract.teachers.published import the_nine
+from tests import encoder_snapshots
 from tests import teacher_snapshots as snapshots
 from tests.teacher_parts import sealed  # noqa: F401
 
@@ -60,7 +61,7 @@ def golden_folder(snapshot: snapshots.Snapshot, folder: Path, name: str) -> Path
         sample.mkdir(parents=True)
         picture.save(sample / "a.png")
         with torch.no_grad():
-            pixels = torch.from_numpy(pixels_of(picture, [geometry])[geometry])[None]
+            pixels = torch.tensor(pixels_of(picture, [geometry])[geometry])[None]
             image = snapshot.image(normalize(pixels, teacher.card.preprocessing).expand(-1, 3, -1, -1))[0]
             text = snapshot.text(teacher.tokenize([caption])[0])[0]
         pair = {f"{name}_img": image / image.norm(), f"{name}_txt": text / text.norm()}
@@ -78,6 +79,8 @@ def test_list(mmkd: Terminal) -> None:
     assert [line.split()[0] for line in out.splitlines()[1:10]] == [teacher.slug for teacher in the_nine()]
     assert "medclip *" in out
     _, as_json, _ = mmkd("list", "--json")
+    assert "DINOv3 License, gated" in next(line for line in out.splitlines() if line.startswith("dinov3-base "))
+    assert len(json.loads(as_json)["encoders"]) == 7
     assert [card["slug"] for card in json.loads(as_json)["the_nine"]] == [teacher.slug for teacher in the_nine()]
 
 
@@ -91,6 +94,28 @@ def test_show(mmkd: Terminal, tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(recipe))
     _, again, _ = mmkd("show", path, "--json")
     assert json.loads(again)["recipe"] == recipe
+
+
+def test_show_of_one_tower(mmkd: Terminal) -> None:
+    _, out, _ = mmkd("show", "dinov3-base")
+    assert "text tower    none: no text features, no zero-shot\n" in out
+    assert "access        gated: accept the terms there, then run `hf auth login`\n" in out
+    assert "tokenizer " not in out
+
+
+@pytest.mark.integration
+def test_check_of_one_tower(mmkd: Terminal, tmp_path: Path) -> None:
+    seer, reader = tmp_path / "seer", tmp_path / "reader"
+    for folder in (seer, reader):
+        folder.mkdir()
+    spec = encoder_snapshots.TOWERS["dinov2"](seer).spec
+    code, out, _ = mmkd("check", card_file(spec, seer))
+    assert (code, "32 x 32 pixels, no text tower\n" in out, "captions" in out) == (0, True, False)
+    spec = encoder_snapshots.TEXTS["bert, mean"](reader).spec
+    code, out, _ = mmkd("check", card_file(spec, reader))
+    assert (code, "no image tower, 48 tokens\n" in out, "images" in out) == (0, True, False)
+    code, _, err = mmkd("check", card_file(spec, reader), "--images", tmp_path)
+    assert (code, "teacher mine has no image tower (its card lists text only)" in err) == (1, True)
 
 
 def test_unknown_name(mmkd: Terminal) -> None:

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
 from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
 from mmkd.base.errors import TeacherError
@@ -41,6 +43,10 @@ def reference(geometry: Geometry, picture: Image.Image) -> NDArray[np.uint8]:
             size=height if height == width else (height, width), resize_mode=geometry.resize_mode,
             interpolation=geometry.interpolation, fill_color=geometry.fill,
         )  # fmt: skip
+        if geometry.resize:
+            mode = InterpolationMode(geometry.interpolation)
+            chain = (transforms.Resize(geometry.resize, mode), transforms.CenterCrop(height))
+            return np.asarray(chain[1](chain[0](picture.convert("RGB")))).transpose(2, 0, 1)
         shown = picture
         for step in image_transform_v2(config, is_train=False).transforms[:-2]:
             shown = step(shown)
@@ -56,7 +62,9 @@ def reference(geometry: Geometry, picture: Image.Image) -> NDArray[np.uint8]:
     plain = {"do_rescale": False, "do_normalize": False, "resample": filters[geometry.interpolation]}
     processor = (
         CLIPImageProcessorPil(
-            size={"shortest_edge": min(height, width)}, crop_size={"height": height, "width": width}, **plain
+            size={"shortest_edge": geometry.resize or min(height, width)},
+            crop_size={"height": height, "width": width},
+            **plain,
         )
         if geometry.resize_mode == "hf_shortest"
         else SiglipImageProcessorPil(size={"height": height, "width": width}, **plain)
@@ -71,6 +79,12 @@ def geometries(size: tuple[int, int], fill: int = 0) -> list[Geometry]:
         for mode in MODES
         for interpolation in resampling.FILTERS
         for color in (("RGB", "L") if mode == "pad_square" else ("RGB",))
+    ] + [
+        Geometry(size, interpolation, mode, fill, "RGB", resize=size[0] + more)
+        for mode in ("shortest", "hf_shortest")
+        for interpolation in resampling.FILTERS
+        for more in (1, 8)
+        if size[0] == size[1]
     ]
 
 
@@ -165,5 +179,9 @@ def test_teachers_that_differ_in_normalisation_share_pixels() -> None:
 
 
 def test_a_mode_that_does_not_exist() -> None:
+    with pytest.raises(
+        TeacherError, match=r"resize 9, image_size \(8, 8\), resize_mode 'squash': resize goes with a sq"
+    ):
+        geometry_of(Preprocessing(image_size=(8, 8), mean=(0.5,), std=(0.5,), resize_mode="squash", resize=9))
     with pytest.raises(TeacherError, match="'stretch' with 'bicubic' does not exist: resize_mode is one of shortest"):
         geometry_of(Preprocessing(image_size=(8, 8), mean=(0.5,), std=(0.5,), resize_mode="stretch"))

@@ -16,7 +16,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from mmkd.base.errors import TeacherError, UserError
 from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher, parse_teachers
 from mmkd.extract.teachers.loaded import LoadedTeacher
-from mmkd.extract.teachers.published import find_published, the_nine, variants
+from mmkd.extract.teachers.loaders import LOADERS
+from mmkd.extract.teachers.published import encoders, find_published, the_nine, variants
 from tests import teacher_snapshots as snapshots
 from tests.teacher_parts import sealed  # noqa: F401
 
@@ -45,7 +46,7 @@ def test_spellings_of_the_original() -> None:
 
 
 def test_every_card_is_complete() -> None:
-    slugs = [teacher.slug for teacher in (*the_nine(), *variants())]
+    slugs = [teacher.slug for teacher in (*the_nine(), *variants(), *encoders())]
     assert len(set(slugs)) == len(slugs)
     assert [teacher.slug for teacher in the_nine() if teacher.inferred] == ["medclip"]
     assert {teacher.slug for teacher in the_nine() if teacher.license == "not stated"} == {"bmca", "plip", "medclip"}
@@ -94,6 +95,29 @@ def test_the_recipe_of_every_card(
     assert (card.source, card.loader, card.dim) == (source, loader, dim)
     assert (card.weights, card.revision) == (weights, revision)
     assert card.spec.options == card.options
+
+
+@pytest.mark.parametrize(
+    ("slug", "source", "gated", "dim", "pooling"),
+    [
+        ("phikon-v2", "owkin/phikon-v2", False, 1024, "class"),
+        ("rad-dino", "microsoft/rad-dino", False, 768, "class"),
+        ("dinov2-base", "facebook/dinov2-base", False, 768, "class"),
+        ("dinov2-large", "facebook/dinov2-large", False, 1024, "class"),
+        ("dinov3-base", "facebook/dinov3-vitb16-pretrain-lvd1689m", True, 768, "class"),
+        ("dinov3-large", "facebook/dinov3-vitl16-pretrain-lvd1689m", True, 1024, "class"),
+        ("medsiglip", "google/medsiglip-448", True, 1152, None),
+    ],
+)
+def test_the_recipe_of_every_other_encoder(slug: str, source: str, gated: bool, dim: int, pooling: str | None) -> None:
+    card = find_published(slug)
+    assert card in encoders()
+    assert (card.source, card.gated, card.dim) == (f"hf-hub:{source}", gated, dim)
+    assert card.options.get("pooling") == pooling
+    assert (card.text_tower == "none") == (pooling is not None)
+    assert card.loader in LOADERS
+    assert card.sources, "every fact has its source"
+    assert card.spec.preprocessing == card.preprocessing
 
 
 def test_what_a_variant_takes_from_the_card_it_is_like() -> None:

@@ -15,7 +15,7 @@ from mmkd.base.errors import TeacherError
 from mmkd.extract.teachers import describe_teacher, load_teacher
 from mmkd.extract.teachers.protocol import Teacher
 from mmkd.extract.teachers.spec import TeacherSpec
-from mmkd.extract.teachers.transformers_model import projected
+from mmkd.extract.teachers.transformers_model import pooled
 from tests import teacher_snapshots as snapshots
 from tests.teacher_parts import sealed  # noqa: F401
 
@@ -148,8 +148,8 @@ def test_swins_old_names_need_more_than_load_state_dict(tmp_path: Path) -> None:
 
 def test_outputs_of_transformers_4_and_5() -> None:
     features = torch.ones(2, 3)
-    assert projected(features) is features
-    assert projected(SimpleNamespace(pooler_output=features, last_hidden_state=None)) is features
+    assert pooled(features) is features
+    assert pooled(SimpleNamespace(pooler_output=features, last_hidden_state=None)) is features
 
 
 @pytest.mark.parametrize(

@@ -7,58 +7,25 @@ from pathlib import Path
 import numpy as np
 import objective_scene as scene
 import pytest
-import torch
 from click.testing import CliRunner
+from image_teacher import Seer
 from in_process import run
 from tiny_corpus import write_table_corpus
-from tiny_run import quiet, write_run, write_scene
+from tiny_run import in_ranks, quiet, slowly_on_two, write_run, write_scene
 from tiny_store import make_card, make_store
 
 from mmkd.base.errors import ConfigError, UserError
 from mmkd.cli.main import cli
 from mmkd.distill.alignment.config import AlignConfig
 from mmkd.distill.alignment.fit import align
-from mmkd.distill.batch import StudentFeatures
-from mmkd.distill.config import LossConfig, PolicyConfig
-from mmkd.distill.heads import Heads, Preparation
-from mmkd.distill.objective import Objective, TeacherSide
-from mmkd.distill.policies import Policy
-from mmkd.distill.world import World
 from mmkd.evaluate.features import Features
 from mmkd.extract.encode import Workbench
+from mmkd.extract.report import Overview
 from mmkd.extract.shard import retry_shard
-from mmkd.store import FeatureStore, Preprocessing, TeacherCard
+from mmkd.store import FeatureStore
 from mmkd.store.inspect.statistics import store_statistics
 from mmkd.store.ledger import read_ledger
 from mmkd.store.selection import SelectionRule, select
-
-DIM = 24
-
-
-class Seer:
-    """An image tower alone: a random projection of 4 x 4 patches. Its text side must never be called."""
-
-    device = torch.device("cpu")
-    card = TeacherCard(
-        slug="seer",
-        source="made-up",
-        weights_sha256="5ee7",
-        towers=("image",),
-        preprocessing=Preprocessing(image_size=(16, 16), mean=(0.5,) * 3, std=(0.5,) * 3),
-        dim=DIM,
-    )
-
-    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Patches through a matrix that is a function of nothing."""
-        weight = torch.randn(DIM, 3 * 4 * 4, generator=torch.Generator().manual_seed(7))
-        patches = torch.nn.functional.adaptive_avg_pool2d(pixels.float() / 255 - 0.5, 4).flatten(1)
-        return patches @ weight.T
-
-    def tokenize(self, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
-        raise AssertionError("a text tower was asked that is not there")
-
-    def encode_texts(self, tokens: torch.Tensor) -> torch.Tensor:
-        raise AssertionError("a text tower was asked that is not there")
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +71,15 @@ def test_an_image_tower_is_extracted_checked_and_shown(trained: Path) -> None:
     assert [matrix.teachers for matrix in found.agreement] == [("one", "seer", "two"), ("one", "two")]
 
 
+def test_a_teacher_that_finds_nothing_to_encode_is_named() -> None:
+    captions = Overview(rows=3, captions=3)
+    assert list(captions.lines([Seer.card])) == [
+        "corpus: 0 images, 3 captions, 0 pairs",
+        "  no features by seer: it encodes images only, there are none",
+    ]
+    assert len(list(Overview(rows=3, images=1, captions=3).lines([Seer.card]))) == 1
+
+
 def test_one_tower_costs_its_bytes_and_no_more(tmp_path: Path) -> None:
     make_store(tmp_path / "s", 8 * 2048, [make_card("seer", 512, towers=("image",))])
     files = [path for path in (tmp_path / "s").rglob("*") if path.is_file() and path.parent.name != "samples"]
@@ -144,11 +120,12 @@ def test_a_retry_of_failed_images_leaves_a_text_tower_as_it_is(tmp_path: Path) -
 
 
 @pytest.mark.integration
-def test_a_student_learns_from_images_alone_and_beside_pairs(trained: Path) -> None:
-    alone = write_run(trained, "alone", teachers=["seer"], loss={"feature": 1.0, "cross": 0.0}, where="")
-    assert "feature" in quiet(alone).losses
-    both = write_run(trained, "both", teachers=["one", "seer"], where="")
-    assert {"feature", "cross"} <= set(quiet(both).losses)
+@slowly_on_two
+def test_a_student_learns_from_images_alone_and_beside_pairs(trained: Path, ranks: int) -> None:
+    alone = write_run(trained, f"alone-{ranks}", teachers=["seer"], loss={"feature": 1.0, "cross": 0.0}, where="")
+    assert "feature" in in_ranks(ranks, alone).losses
+    both = write_run(trained, f"both-{ranks}", teachers=["one", "seer"], where="")
+    assert {"feature", "cross"} <= set(in_ranks(ranks, both).losses)
     for name, changes, message in (
         ("cross", {"teachers": ["seer"]}, "loss.cross compares images with texts and teacher seer has no text tower"),
         ("best", {"policy": {"kind": "best", "best": 1}}, "policy.kind best judges a teacher by its images and texts"),
@@ -169,17 +146,12 @@ def _contrast(queries: np.ndarray, keys: np.ndarray, there: np.ndarray, group: n
     return np.log(np.exp(logits).sum(1)) - matched
 
 
-def test_terms_are_those_of_the_towers_that_are_there() -> None:
+@pytest.mark.integration
+def test_terms_are_those_of_the_towers_that_are_there(tmp_path: Path, ranks: int) -> None:
     """Against loops over NumPy: teacher `b` has an image tower only."""
     values, rows = scene.arrays(), np.arange(scene.ROWS)
-    torch.manual_seed(0)
-    heads = Heads("linear", scene.WIDTH, scene.SLUGS, scene.WIDTHS)
-    towers = [("image", "text"), ("image",), ("image", "text")]
-    prepare, policy = Preparation(scene.SLUGS, None, to_unit=True), Policy(PolicyConfig(), 0)
-    side = TeacherSide(heads, prepare, policy, [10.0] * 3, None, towers)  # type: ignore[arg-type]
-    student = StudentFeatures(torch.tensor(values["image"]), torch.tensor(values["text"]), torch.tensor(2.5))
-    asked = Objective(LossConfig(feature=1.0, cross=1.0), side)
-    found = asked(student, scene.batch_of(rows), World(torch.device("cpu")))
+    heads, towers = scene.objective("one tower").heads, scene.RECIPES["one tower"]["towers"]
+    found = scene.results(ranks, "one tower", tmp_path / "found.pt")
     shares = scene.PRESENT / np.maximum(scene.PRESENT.sum(1, keepdims=True), 1)
     feature, cross, weight = 0.0, 0.0, 0.0
     for t, slug in enumerate(scene.SLUGS):

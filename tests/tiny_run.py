@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
 import yaml
+from forked import forked_ranks, peaceful
 from in_process import load, run
 from tiny_corpus import write_table_corpus
 from tiny_teachers import TINY, write_tiny_teacher
 
+from mmkd.base.errors import MmkdError
+from mmkd.distill.alignment import Alignment, AlignmentCard, TeacherMap, save
+from mmkd.distill.checkpoint import find_checkpoint, read
 from mmkd.distill.config import RunConfig, load_run
 from mmkd.distill.trainer import TrainReport, train
+from mmkd.store import FeatureStore
+
+slowly_on_two = pytest.mark.parametrize(
+    "ranks", [1, pytest.param(2, marks=pytest.mark.slow)], ids=["one rank", "two ranks"]
+)
+"""In place of the fixture `ranks`, where two of them take long and the quick tests see the same on another run."""
 
 
 def write_scene(root: Path, rows: int = 300) -> Path:
@@ -53,6 +69,22 @@ def write_run(root: Path, name: str, **changes: Any) -> Path:
     return path
 
 
+def write_alignment(store: FeatureStore, path: Path, dim: int = 20, teachers: tuple[str, ...] = ("one", "two")) -> str:
+    """Random maps of these teachers to the student's width."""
+    generator = torch.Generator().manual_seed(0)
+    card = AlignmentCard(
+        method="test", settings={}, dim=dim, unit_input=True, rows=1, corpus=store.record.corpus.digest,
+        teachers={slug: store.card(slug).digest for slug in teachers},
+        widths={slug: store.card(slug).dim for slug in teachers},
+    )  # fmt: skip
+    maps = {
+        slug: TeacherMap(torch.randn(dim, width, generator=generator), torch.zeros(dim), torch.zeros(dim))
+        for slug, width in card.widths.items()
+    }
+    save(Alignment(card, maps), path)
+    return str(path)
+
+
 def quiet(config: RunConfig | Path) -> TrainReport:
     """Train without a word, to the end.
 
@@ -62,3 +94,45 @@ def quiet(config: RunConfig | Path) -> TrainReport:
     report = train(config if isinstance(config, RunConfig) else load_run(config), say=lambda _: None)
     assert not report.stop_signal, f"{report.stopped} from outside ended the run after step {report.steps}"
     return report
+
+
+def stopped_at_first_step(path: Path) -> TrainReport:
+    """Train one step: the first of the signals to stop at comes before it."""
+    config = load_run(path)
+    number = signal.Signals[config.checkpoints.stop_signals[0]]
+    return train(config, say=lambda _: os.kill(os.getpid(), number))
+
+
+def assert_equal_ends(one: RunConfig, other: RunConfig, norms: bool = False) -> None:
+    """Record, progress, weights, averages and moments of two runs are equal to 2e-6. Behind batch norms a ReLU that
+    flips by the last bit moves a moment by a hundredth; statistics have no such excuse."""
+    a, b = (read(find_checkpoint(config.out, "last")) for config in (one, other))
+    assert (a.record, a.progress) == (b.record, b.progress)
+    assert a.tensors.keys() == b.tensors.keys()
+    for name, value in a.tensors.items():
+        share = 1e-4 if not norms else 1e-3 if "running_" in name else 5e-2
+        assert (value - b.tensors[name]).abs().max() <= share * value.abs().max() + 2e-6, name
+
+
+def in_ranks(ranks: int, path: Path, act: Callable[[Path], TrainReport] = quiet) -> TrainReport:
+    """What the first of so many ranks reports of a run; raises what it raised. One rank is this process."""
+    if ranks == 1:
+        return act(path)
+    note = path.with_suffix(".report")
+    note.unlink(missing_ok=True)
+    peaceful(forked_ranks(ranks, _noted, act, path, note))
+    found = pickle.loads(note.read_bytes())
+    if isinstance(found, MmkdError):
+        raise found
+    assert isinstance(found, TrainReport)
+    return found
+
+
+def _noted(act: Callable[[Path], TrainReport], path: Path, note: Path) -> None:
+    found: TrainReport | MmkdError
+    try:
+        found = act(path)
+    except MmkdError as error:
+        found = error
+    if os.environ["RANK"] == "0":
+        note.write_bytes(pickle.dumps(found))

@@ -58,8 +58,7 @@ class ParquetImage(ImageSource):
         if not data:
             raise ImageError("null in Parquet" if data is None else "empty file")
         check_bytes(len(data))
-        encoded: bytes = data
-        return encoded
+        return data
 
 
 @dataclass(frozen=True)

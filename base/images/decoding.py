@@ -149,7 +149,7 @@ def _with_raw_mode(picture: Any, mode: str, raw: str) -> Image.Image:
     ]
     picture._mode = mode
     picture.load()
-    return picture  # type: ignore[no-any-return]
+    return picture
 
 
 def _apply_rule(picture: Any, deep: NDArray[Any] | None) -> Image.Image:

@@ -327,8 +327,7 @@ def _group(dataset: Dataset, frame: int, name: str) -> Dataset:
     shared = dataset.get("SharedFunctionalGroupsSequence") or []
     for item in (*per_frame[frame : frame + 1], *shared[:1]):
         if item.get(name):
-            group: Dataset = item[name].value[0]
-            return group
+            return item[name].value[0]
     return dataset
 
 

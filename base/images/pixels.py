@@ -72,8 +72,7 @@ def divide_by_alpha(colors: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
     """Return colors (H, W, C) that were stored multiplied by their alpha (H, W), of the same dtype."""
     most = 1.0 if colors.dtype.kind == "f" else float(np.iinfo(colors.dtype).max)
     shares = colors.astype(np.float64) * np.divide(most, alpha, where=alpha > 0, out=np.zeros(alpha.shape))[..., None]
-    exact: NDArray[Any] = (shares if colors.dtype.kind == "f" else np.rint(shares.clip(0, most))).astype(colors.dtype)
-    return exact
+    return (shares if colors.dtype.kind == "f" else np.rint(shares.clip(0, most))).astype(colors.dtype)
 
 
 def from_cmyk(ink: NDArray[Any]) -> NDArray[np.uint8]:
@@ -129,5 +128,4 @@ def _stretch(wide: NDArray[np.float64], inside: NDArray[np.bool_], limits: tuple
     with np.errstate(invalid="ignore", over="ignore"):
         # Halved first: the range of float64 itself would not fit into float64.
         share = ((wide / 2 - low / 2) / (high / 2 - low / 2)).clip(0, 1)
-    levels: NDArray[np.uint8] = np.rint(np.nan_to_num(share) * 255.0).astype(np.uint8)
-    return levels
+    return np.rint(np.nan_to_num(share) * 255.0).astype(np.uint8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from mmkd.cli.store import convert, info, report, rows, show, stats, versions
+from mmkd.cli.store import convert, info, report, rows, show, stats
 
 
 @click.group()
@@ -14,7 +14,7 @@ def store() -> None:
 
 for command in (
     info.info, info.verify, show.show, show.neighbors, stats.stats, report.report, report.atlas, rows.pull,
-    rows.subset, rows.merge, rows.append, rows.relocate, rows.fold, versions.diff, versions.tag, convert.import_,
+    rows.subset, rows.merge, rows.append, rows.relocate, rows.fold, info.diff, info.tag, convert.import_,
     convert.export,
 ):  # fmt: skip
     store.add_command(command)

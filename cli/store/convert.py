@@ -11,17 +11,18 @@ import click
 
 from mmkd.base.errors import ConfigError, CorpusError, StoreError
 from mmkd.base.files import list_folder
+from mmkd.base.places.remote import StorePath
 from mmkd.base.text import counted
-from mmkd.cli.params import ALLOW_LOSS, ENCODINGS, JSON, STORE_PATH, echo, progress_bar
+from mmkd.cli.params import ALLOW_LOSS, JSON, STORE_PATH, echo, progress_bar
+from mmkd.store import FeatureStore
+from mmkd.store.convert.clip_retrieval import ClipRetrievalFolder, export_npy
+from mmkd.store.convert.exports import export_archive, export_parquet, export_safetensors
+from mmkd.store.convert.importing import FeatureSource, import_features
+from mmkd.store.convert.original import FILES, OriginalRelease
+from mmkd.store.layout import CODECS, ENCODINGS, Encoding
 
 if TYPE_CHECKING:
-    from mmkd.base.places.remote import StorePath
-    from mmkd.store.convert.importing import FeatureSource
     from mmkd.store.convert.original_export import ImageMode, OriginalReport
-    from mmkd.store.encoding import Encoding
-
-CODECS = ("zstd", "blosc", "gzip")
-"""Equal to those of `mmkd.store.convert.exports`, which is slow to import; a test compares the two."""
 
 
 @click.command("import")
@@ -60,8 +61,6 @@ def import_(
 
     ORIGINAL is the original MMKD-CLIP release, a folder of clip-retrieval, a folder of bags (CLAM, TRIDENT), or
     the description of an evaluation set of bags, which adds diagnoses, follow-up and folds."""
-    from mmkd.store.convert.importing import import_features
-
     with progress_bar("shard", hidden=as_json) as progress:
         report = import_features(_source(original, features, name, allow_loss), path, encoding, progress)
     written, failed = counted(report.shards, "shard"), counted(report.failed, "row")
@@ -71,12 +70,8 @@ def import_(
 
 def _source(original: Path, features: str, name: str, allow_loss: tuple[str, ...] = ()) -> FeatureSource:
     if (original / "meta.jsonl").is_file():
-        from mmkd.store.convert.original import OriginalRelease
-
         return OriginalRelease(original, features)
     if (original / "metadata").is_dir():
-        from mmkd.store.convert.clip_retrieval import ClipRetrievalFolder
-
         return ClipRetrievalFolder(original, name)
     if (described := original.suffix in (".yaml", ".yml")) or list_folder(original, "*.h5"):
         from mmkd.store.convert.bags import BagFolder
@@ -126,10 +121,6 @@ def export(
     codec: str | None,
 ) -> None:
     """Write a store's features in another layout, into a new folder."""
-    from mmkd.store import FeatureStore
-    from mmkd.store.convert.clip_retrieval import export_npy
-    from mmkd.store.convert.exports import export_archive, export_parquet, export_safetensors
-
     if (codec is not None) != (layout == "zarr"):
         raise ConfigError("--codec and --layout zarr belong together, for example --layout zarr --codec zstd")
     if (file is not None or images != "none") and layout != "original":
@@ -145,7 +136,6 @@ def export(
         share = report.archived / max(report.stored, 1)
         what = f"{report.arrays} arrays, {report.archived:,} bytes ({share:.1%} of {report.stored:,})"
     else:
-        from mmkd.store.convert.original import FILES
         from mmkd.store.convert.original_export import export_original, imported_files
 
         files = {None: None, "output": FILES[:1], "project": FILES[1:], "both": FILES}[file]
@@ -156,12 +146,8 @@ def export(
 
 
 def _original_counts(done: OriginalReport, images: ImageMode) -> str:
-    what = counted(done.samples, "sample")
-    if done.left_out:
-        what += f" ({counted(done.left_out, 'row')} without any feature left out)"
-    if done.incomplete:
-        what += f" ({done.incomplete:,} without both features of any teacher: the release's loader fails on them)"
-    if images != "none":
-        what += f", {counted(done.images, 'image')}"
-        what += f" ({done.images_missing:,} missing)" if done.images_missing else ""
-    return what
+    what, incomplete = counted(done.samples, "sample"), f"{done.incomplete:,} without both features of any teacher"
+    what += f" ({counted(done.left_out, 'row')} without any feature left out)" if done.left_out else ""
+    what += f" ({incomplete}: the release's loader fails on them)" if done.incomplete else ""
+    what += f", {counted(done.images, 'image')}" if images != "none" else ""
+    return what + (f" ({done.images_missing:,} missing)" if done.images_missing else "")

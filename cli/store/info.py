@@ -1,4 +1,4 @@
-"""`mmkd store info` and `mmkd store verify`: a store at a glance, and every byte of it checked."""
+"""`mmkd store info`, `verify`, `diff` and `tag`: a store at a glance, each byte of it checked, compared, named."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from shlex import quote
-from typing import TYPE_CHECKING
 
 import click
 
+from mmkd.base.places.remote import StorePath, as_root
 from mmkd.base.text import bytes_text, counted, seconds_text
 from mmkd.cli.params import JSON, SEED, STORE_PATH, echo
-
-if TYPE_CHECKING:
-    from mmkd.base.places.remote import StorePath
-    from mmkd.store import VerifyReport
-    from mmkd.store.inspect.activity import Activity
-    from mmkd.store.inspect.findings import Finding
-    from mmkd.store.inspect.info import StoreInfo
+from mmkd.store import FeatureStore, VerifyReport
+from mmkd.store.inspect.coverage import shard_ranges
+from mmkd.store.inspect.findings import Finding, store_findings
+from mmkd.store.inspect.info import Activity, StoreInfo, store_info
+from mmkd.store.inspect.versions import differences, make_tag, read_tag, store_content, tag_names
+from mmkd.store.verify import repair
+from mmkd.store.verify import verify as check
 
 REASONS = 10
 """Failure reasons on the screen; `--json` has all."""
@@ -29,10 +29,6 @@ REASONS = 10
 @JSON
 def info(path: StorePath, as_json: bool) -> None:
     """One screen: rows, failures by reason, a map of shards, seconds, bytes, selections, provenance."""
-    from mmkd.store import FeatureStore
-    from mmkd.store.inspect.findings import store_findings
-    from mmkd.store.inspect.info import store_info
-
     found = store_info(FeatureStore.open(path))
     try:
         "█▓░·".encode(sys.stdout.encoding or "ascii")
@@ -58,9 +54,6 @@ def verify(path: StorePath, deep: bool, drop_damaged: bool, sample: int | None, 
     With -n, only the bytes of some shards are compared; metadata, entries and selections are still checked in full.
     `mmkd teachers compare` says whether features are still what their teacher gives.
     """
-    from mmkd.store.verify import repair
-    from mmkd.store.verify import verify as check
-
     report = check(path, deep, sample, seed)
     done = repair(path, report) if drop_damaged else ()
     after = check(path, deep, sample, seed) if done else report
@@ -68,6 +61,47 @@ def verify(path: StorePath, deep: bool, drop_damaged: bool, sample: int | None, 
     echo(as_json, content, (*report.problems, *done, _verdict(after)))
     if not after.sound:
         sys.exit(1)
+
+
+@click.command()
+@click.argument("one", metavar="A", type=as_root)
+@click.argument("other", metavar="B", type=as_root)
+@JSON
+def diff(one: StorePath, other: StorePath, as_json: bool) -> None:
+    """Report in which rows, teachers, shards and selections B differs from A; exit status 1 if it does.
+
+    Cards and ledgers are compared; `mmkd store verify` says whether a store's bytes are what its ledger says.
+    """
+    found = list(differences(*(store_content(FeatureStore.open(path)) for path in (one, other))))
+    echo(as_json, {"equal": not found, "differences": found}, found or ["equal: rows, teachers and selections"])
+    sys.exit(1 if found else 0)
+
+
+@click.command()
+@STORE_PATH
+@click.argument("name", required=False)
+@JSON
+def tag(path: StorePath, name: str | None, as_json: bool) -> None:
+    """Give what STORE holds now a NAME that never changes; without NAME, list the tags and what changed since.
+
+    A tag is a digest of the rows, the teachers with their ledger entries, and the selections. Without NAME, the exit
+    status is 1 if STORE is not what one of its tags says.
+    """
+    store = FeatureStore.open(path)
+    if name is not None:
+        made = make_tag(store, name)
+        echo(as_json, made.model_dump(mode="json"), [f"{made.name}  {made.created}  digest {made.digest}"])
+        return
+    tags = [read_tag(path, each) for each in tag_names(path)]
+    content = store_content(store) if tags else None
+    changes = {each.name: each.changes(content) for each in tags} if content else {}
+    lines = [
+        f"{each.name}  {each.created}  digest {each.digest[:16]}  {'; '.join(changes[each.name]) or 'unchanged'}"
+        for each in tags
+    ]
+    facts = [each.model_dump(mode="json") | {"changes": changes[each.name]} for each in tags]
+    echo(as_json, facts, lines or ["no tags"])
+    sys.exit(1 if any(changes.values()) else 0)
 
 
 def _verdict(report: VerifyReport) -> str:
@@ -83,8 +117,6 @@ def _verdict(report: VerifyReport) -> str:
 
 def info_lines(info: StoreInfo, ascii_only: bool = False) -> Iterator[str]:
     """Yield one screen about a store."""
-    from mmkd.store.inspect.findings import store_findings
-
     summary = info.summary
     status = ", ".join(f"{count:,} {name}" for name, count in summary.status.items())
     versions = ", ".join(f"{name} {version}" for name, version in info.record.versions.items())
@@ -111,8 +143,6 @@ def info_lines(info: StoreInfo, ascii_only: bool = False) -> Iterator[str]:
 
 def _teacher_lines(info: StoreInfo, ascii_only: bool) -> Iterator[str]:
     """Yield a line about each teacher, then the map of its shards."""
-    from mmkd.store.inspect.coverage import shard_ranges
-
     summary = info.summary
     width = max(map(len, summary.teachers))
     for slug, teacher in summary.teachers.items():

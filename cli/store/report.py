@@ -9,19 +9,20 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
+import numpy as np
+import pyarrow.parquet as pq
 
 from mmkd.base.errors import UserError
+from mmkd.base.files import write_atomically
 from mmkd.base.install import install_command
+from mmkd.base.places.remote import StorePath
 from mmkd.base.text import counted
 from mmkd.cli.params import JSON, SAMPLE, SEED, STORE_PATH, TEACHERS, Names, echo
 from mmkd.cli.store.info import finding_lines
-
-if TYPE_CHECKING:
-    from mmkd.base.places.remote import StorePath
-    from mmkd.store.inspect.projection import Method
+from mmkd.store import FeatureStore
+from mmkd.store.inspect.projection import Method, X, Y, atlas_table
 
 PROJECTION = click.option(
     "--projection", type=click.Choice(["pca", "umap"]), default="pca", show_default=True, help="Method of the map."
@@ -40,7 +41,6 @@ def report(
     path: StorePath, out: Path, teachers: Names, sample: int | None, seed: int, projection: Method, as_json: bool
 ) -> None:
     """Write one self-contained page: coverage, distributions, agreement, a map, odd rows and failures."""
-    from mmkd.store import FeatureStore
     from mmkd.store.report.content import Options
     from mmkd.store.report.page import write_report
 
@@ -63,13 +63,6 @@ def report(
 @click.option("--out", type=click.Path(path_type=Path), help="Only write the rows to this Parquet file.")
 def atlas(path: StorePath, teacher: str, sample: int | None, seed: int, projection: Method, out: Path | None) -> None:
     """Explore rows in embedding-atlas, which serves them on this machine until Ctrl-C."""
-    import numpy as np
-    import pyarrow.parquet as pq
-
-    from mmkd.base.files import write_atomically
-    from mmkd.store import FeatureStore
-    from mmkd.store.inspect.projection import X, Y, atlas_table
-
     program = shutil.which("embedding-atlas")
     if out is None and program is None:
         raise UserError(f"embedding-atlas is not installed: {install_command('atlas')}, or give --out FILE.parquet")

@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
+import numpy as np
+from numpy.typing import NDArray
 
 from mmkd.base.errors import CorruptStoreError, UserError
+from mmkd.base.lock import only_writer
+from mmkd.base.places.remote import StorePath, as_root
 from mmkd.base.text import counted
-from mmkd.cli.params import ALLOW_LOSS, ENCODINGS, JSON, STORE, STORE_PATH, TEACHERS, Names, echo, progress_bar
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from mmkd.base.places.remote import StorePath
-    from mmkd.store import FeatureStore
-    from mmkd.store.encoding import Encoding
+from mmkd.cli.params import ALLOW_LOSS, JSON, STORE_PATH, TEACHERS, Names, echo, progress_bar
+from mmkd.store import FeatureStore
+from mmkd.store.convert.importing import import_features
+from mmkd.store.convert.rows import StoreRows, check_target, chosen_rows
+from mmkd.store.fold import fold as pack
+from mmkd.store.layout import ENCODINGS, Encoding
+from mmkd.store.pull import pull as bring
+from mmkd.store.pull import shard_range
+from mmkd.store.record import Store
+from mmkd.store.writer import move_corpus
 
 
 def read_keys(path: Path) -> list[str]:
@@ -43,9 +47,6 @@ def _write_rows(
     encoding: Encoding | None,
     allow_loss: tuple[str, ...],
 ) -> None:
-    from mmkd.store.convert.importing import import_features
-    from mmkd.store.convert.rows import StoreRows
-
     chosen = StoreRows(parts, teachers, allow_loss=allow_loss)
     with progress_bar("shard", hidden=False) as progress:
         report = import_features(chosen, out, encoding, progress)
@@ -53,7 +54,7 @@ def _write_rows(
 
 
 @click.command()
-@click.argument("url", metavar="URL", type=STORE)
+@click.argument("url", metavar="URL", type=as_root)
 @click.argument("out", metavar="DIR", type=click.Path(path_type=Path))
 @TEACHERS
 @click.option("--shards", metavar="FIRST:END", help="Shards whose features to copy, END not included.  [default: all]")
@@ -71,10 +72,6 @@ def pull(
     \b
     mmkd store pull s3://bucket/features features/ --teachers biomedclip,plip --shards 0:10
     """
-    from mmkd.store import FeatureStore
-    from mmkd.store.pull import pull as bring
-    from mmkd.store.pull import shard_range
-
     source = FeatureStore.open(url)
     with progress_bar("file", hidden=as_json) as progress:
         some = shard_range(shards, source.shards) if shards else None
@@ -87,7 +84,7 @@ def pull(
 
 @click.command()
 @STORE_PATH
-@click.argument("out", type=STORE)
+@click.argument("out", type=as_root)
 @click.option(
     "--keys", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="UTF-8 file with one key per line."
 )
@@ -111,9 +108,6 @@ def subset(
     \b
     mmkd store subset STORE ct/ --where "modality in ('CT', 'MRI') and caption is not null"
     """
-    from mmkd.store import FeatureStore
-    from mmkd.store.convert.rows import check_target, chosen_rows
-
     source = FeatureStore.open(path)
     check_target([source], out)
     rows = chosen_rows(source, read_keys(keys) if keys else None, where, selection)
@@ -150,8 +144,6 @@ def append(path: StorePath, corpus: str) -> None:
 )
 def relocate(path: StorePath, folder: Path, corpus: int) -> None:
     """Record in STORE that the images of a corpus are in FOLDER now. No feature or row changes."""
-    from mmkd.store.writer import move_corpus
-
     moved = move_corpus(path, folder, corpus)
     click.echo(f"images of {moved.record.spans()[corpus].corpus.location} are looked for in {folder.resolve()}")
 
@@ -164,10 +156,6 @@ def fold(path: StorePath, as_json: bool) -> None:
 
     A run that was stopped leaves one file per shard and array; nothing else depends on it.
     """
-    from mmkd.base.lock import only_writer
-    from mmkd.store.fold import fold as pack
-    from mmkd.store.record import Store
-
     store = Store.open(path)
     with only_writer(path, "mmkd store fold"), progress_bar("pack", hidden=as_json) as progress:
         report = pack(store, progress)
@@ -178,15 +166,12 @@ def fold(path: StorePath, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("paths", metavar="STORE...", nargs=-1, required=True, type=STORE)
-@click.argument("out", type=STORE)
+@click.argument("paths", metavar="STORE...", nargs=-1, required=True, type=as_root)
+@click.argument("out", type=as_root)
 @TEACHERS
 @ALLOW_LOSS
 def merge(paths: tuple[StorePath, ...], out: StorePath, teachers: Names, allow_loss: tuple[str, ...]) -> None:
     """Write a new store of the rows of several with equal teachers and distinct keys. Run again to continue."""
-    from mmkd.store import FeatureStore
-    from mmkd.store.convert.rows import check_target, chosen_rows
-
     stores = [FeatureStore.open(path) for path in paths]
     check_target(stores, out)
     _write_rows([(part, chosen_rows(part)) for part in stores], out, teachers, None, allow_loss)

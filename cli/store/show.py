@@ -9,20 +9,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
+from numpy.typing import NDArray
 
 from mmkd.base.errors import ConfigError, TeacherError, UserError
 from mmkd.base.install import install_command
+from mmkd.base.places.remote import StorePath
 from mmkd.base.text import counted, number, table_lines
 from mmkd.cli.params import JSON, SEED, STORE_PATH, TEACHERS, Names, echo
+from mmkd.store import FeatureStore
+from mmkd.store.inspect import neighbors as search
+from mmkd.store.inspect.rows import find_row, find_shard
+from mmkd.store.inspect.show import RowView, ShardView, view_row, view_shard
+from mmkd.store.layout import TOWERS
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from PIL import Image
 
-    from mmkd.base.places.remote import StorePath
-    from mmkd.store import FeatureStore
-    from mmkd.store.inspect.show import RowView, ShardView
 
 CAPTION_CHARACTERS = 100
 HEIGHT_LINES = 24
@@ -40,10 +43,6 @@ def show(path: StorePath, what: str, image: bool, teachers: Names, seed: int, as
 
     A key takes precedence over a row number; `row:12` is always a number.
     """
-    from mmkd.store import FeatureStore
-    from mmkd.store.inspect.rows import find_row, find_shard
-    from mmkd.store.inspect.show import view_row, view_shard
-
     source = FeatureStore.open(path)
     shard = find_shard(source, what)
     if shard is not None:
@@ -85,9 +84,6 @@ def neighbors(
     as_json: bool,
 ) -> None:
     """Rows nearest to a row's image, to words, or to a picture: exact, over every row."""
-    from mmkd.store import FeatureStore
-    from mmkd.store.inspect import neighbors as search
-
     if [key, text, image].count(None) != 2:
         raise ConfigError("name one thing to look near: a KEY or ROW, --text WORDS, or --image FILE")
     source = FeatureStore.open(path)
@@ -106,15 +102,12 @@ def neighbors(
 
 
 def _stored_query(source: FeatureStore, slug: str, key: str) -> NDArray[np.floating[Any]]:
-    from mmkd.store.inspect.rows import find_row
-
     row = find_row(source, key)
     bits = source.valid(slug)[row]
     tower = next((tower for tower, bit in source.card(slug).sound_bits.items() if bits & bit), None)
     if tower is None:
         raise ConfigError(f"{slug} has no feature of row {row}; `mmkd store show {source.root} row:{row}` says why")
-    query: NDArray[np.floating[Any]] = source.features(slug, tower)[row]
-    return query
+    return source.features(slug, tower)[row]
 
 
 def _encoded_query(
@@ -152,8 +145,7 @@ def _encoded_query(
             if decoded.reason is not None:
                 raise ConfigError(f"--image {image}: {decoded.reason.removeprefix('image: ')}; name a picture")
             encoded = loaded.encode_images(torch.from_numpy(decoded.pixels[geometry][None]))
-    query: NDArray[np.floating[Any]] = encoded[0].float().numpy()
-    return query
+    return encoded[0].float().numpy()
 
 
 def _row_lines(view: RowView) -> Iterator[str]:
@@ -178,8 +170,6 @@ def _row_lines(view: RowView) -> Iterator[str]:
 
 
 def _shard_lines(source: FeatureStore, view: ShardView) -> Iterator[str]:
-    from mmkd.store.layout import TOWERS
-
     status = ", ".join(f"{count:,} {name}" for name, count in view.status.items())
     yield f"shard {view.shard} of {source.root}: rows {view.first_row} to {view.last_row} ({status})"
     yield from (f"  {count:,} x {reason}" for reason, count in view.reasons.items())

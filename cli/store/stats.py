@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 import click
 
+from mmkd.base.places.remote import StorePath
 from mmkd.base.text import number, percent, table_lines
 from mmkd.cli.params import JSON, SAMPLE, SEED, STORE_PATH, TEACHERS, Names, echo, progress_bar
 from mmkd.cli.store.info import finding_lines
+from mmkd.store import FeatureStore
+from mmkd.store.inspect.agreement import MIN_SHARED
+from mmkd.store.inspect.findings import Finding, statistics_findings, store_findings
+from mmkd.store.inspect.info import store_info
+from mmkd.store.inspect.pairs import ModalityPairs, modality_names
+from mmkd.store.inspect.statistics import StoreStatistics, store_statistics
 from mmkd.store.layout import TOWER_INPUTS
-
-if TYPE_CHECKING:
-    from mmkd.base.places.remote import StorePath
-    from mmkd.store.inspect.findings import Finding
-    from mmkd.store.inspect.pairs import ModalityPairs
-    from mmkd.store.inspect.statistics import StoreStatistics
 
 
 @click.command()
@@ -28,11 +28,6 @@ if TYPE_CHECKING:
 @JSON
 def stats(path: StorePath, teachers: Names, sample: int | None, seed: int, as_json: bool) -> None:
     """Norms, cosines, retrieval, isotropy, repeats, dead dimensions, and how far teachers agree."""
-    from mmkd.store import FeatureStore
-    from mmkd.store.inspect.findings import statistics_findings, store_findings
-    from mmkd.store.inspect.info import store_info
-    from mmkd.store.inspect.statistics import store_statistics
-
     with progress_bar("teacher", hidden=as_json) as progress:
         opened = FeatureStore.open(path)
         found = store_statistics(opened, teachers, sample, seed, progress)
@@ -87,8 +82,6 @@ def _numbered(slugs: Sequence[str]) -> list[str]:
 
 def _modality_lines(found: StoreStatistics) -> Iterator[str]:
     """Yield teachers by modality, where the sample table states more than one."""
-    from mmkd.store.inspect.pairs import modality_names
-
     if not (names := modality_names(found.pairs)):
         return
     known = [{each.modality: each for each in pair.modalities} for pair in found.pairs]
@@ -104,8 +97,6 @@ def _modality_lines(found: StoreStatistics) -> Iterator[str]:
 
 
 def _agreement_lines(found: StoreStatistics) -> Iterator[str]:
-    from mmkd.store.inspect.agreement import MIN_SHARED
-
     if len(found.pairs) < 2:
         return
     compared = [matrix for matrix in found.agreement if matrix.compared]

@@ -84,9 +84,11 @@ class FileCorpus(Frozen):
         """The folder that part names are relative to, absolute."""
         return (self.place if self._is_folder else self.place.parent).resolve()
 
-    @property
+    @functools.cached_property
     def root(self) -> str:
-        return str(self.base)
+        """The folder that image paths are relative to: the field `images` of a reader that has it, else `base`."""
+        images: str | None = getattr(self, "images", None)
+        return str(self.base if images is None else as_root(images).resolve())
 
     @property
     def labels(self) -> tuple[str, ...]:

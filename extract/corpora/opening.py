@@ -59,16 +59,15 @@ def _has_pairs(names: Sequence[str]) -> bool:
     return not stems(TEXTS).isdisjoint(stems(PICTURES))
 
 
-def _is_parquet_folder(names: Sequence[str]) -> bool:
-    """Not where pairs lie beside: img2dataset writes its `files` with a Parquet file of metadata."""
-    return _have_suffix((".parquet",), names) and not _has_pairs(names)
-
-
 # In the order in which a folder is taken for a kind: archives hold everything themselves, and a table says what the
 # pictures beside it are.
 KINDS: dict[str, Kind] = {
     "webdataset": Kind("mmkd.extract.corpora.samples", "WebDatasetCorpus", (".tar",)),
-    "parquet": Kind("mmkd.extract.corpora.parquet", "ParquetCorpus", (".parquet",), in_folder=_is_parquet_folder),
+    # Not where pairs lie beside: img2dataset writes its `files` with a Parquet file of metadata.
+    "parquet": Kind(
+        *("mmkd.extract.corpora.parquet", "ParquetCorpus", (".parquet",)),
+        in_folder=lambda names: _have_suffix((".parquet",), names) and not _has_pairs(names),
+    ),
     "table": Kind("mmkd.extract.corpora.table", "TableCorpus", TABLES, in_folder=lambda names: bool(_tables(names))),
     "dicom": Kind("mmkd.extract.corpora.dicom", "DicomCorpus", DICOM, "dicom"),
     "slides": Kind("mmkd.extract.corpora.slides", "SlidesCorpus", SLIDES, "wsi"),
@@ -100,8 +99,7 @@ def open_corpus(location: str) -> Corpus:
             return _folder(place, location)
     if (kind := next((kind for kind, known in KINDS.items() if suffix in known.suffixes), None)) is None:
         raise CorpusError(f"corpus {location}: {suffix or 'a file without suffix'} is not {_KNOWN}")
-    reader: Corpus = _reader(kind)(path=location)
-    return reader
+    return _reader(kind)(path=location)
 
 
 def _reader(kind: str) -> Any:
@@ -140,8 +138,9 @@ def _read_description(path: StorePath) -> Corpus:
     content, roots = read_mapping(path), user_roots()
     if "suite" in content:
         raise ConfigError(f"{path} is a suite; extract its data sets one by one: `mmkd evaluate check {path}` says how")
-    is_set = "dataset" in content
-    return _evaluation_set(content, path, roots) if is_set else _make_reader(filled(content, roots, path), path)
+    if "dataset" in content:
+        return _evaluation_set(content, path, roots)
+    return _make_reader(filled(content, roots, path), path)
 
 
 def read_bags(path: Path) -> tuple[Path, Join | None]:
@@ -207,6 +206,8 @@ def _evaluation_set(content: dict[str, Any], path: Path, roots: dict[str, str]) 
         reader.setdefault("split_folders", True)
     prompts, modality = content.get("prompts") or {}, content.get("modality")
     file = filled(prompts.get("file"), roots, path) if isinstance(prompts, dict) else None
+    if file is not None and not isinstance(file, str):
+        raise ConfigError(f"{path}: prompts.file is {file!r}, expected a path")
     if splits and source.get("draw") is not None:
         raise ConfigError(f"{path}: source has `splits` and `draw`; keep the published splits")
     return EvaluationSet(

@@ -10,7 +10,6 @@ from typing import Any, Literal
 from pydantic import field_validator
 
 from mmkd.base.errors import CorpusError
-from mmkd.base.places.remote import as_root
 from mmkd.extract.corpora.files import DICOM, PICTURES, FileCorpus
 from mmkd.extract.corpora.row import CorpusRow, Ignored, Part, as_label, first_text
 from mmkd.extract.corpora.tabular import check_names, label_names
@@ -50,10 +49,6 @@ class QuestionsCorpus(FileCorpus):
         if wrong:
             raise ValueError(f"YAML reads {wrong[0]} in candidates as true or false; put the words in quotes")
         return value
-
-    @functools.cached_property
-    def root(self) -> str:
-        return str(self.base if self.images is None else as_root(self.images).resolve())
 
     @functools.cached_property
     def labels(self) -> tuple[str, ...]:

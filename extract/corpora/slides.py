@@ -144,5 +144,4 @@ def tissue(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
     high = pixels.max(axis=-1).astype(np.int32)
     low = pixels.min(axis=-1).astype(np.int32)
     # HSV saturation without the division: (high - low) / high >= threshold / 255.
-    stained: NDArray[np.bool_] = np.logical_and((high - low) * 255 >= _MIN_SATURATION * high, high >= _MIN_BRIGHTNESS)
-    return stained
+    return np.logical_and((high - low) * 255 >= _MIN_SATURATION * high, high >= _MIN_BRIGHTNESS)

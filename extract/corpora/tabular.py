@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from mmkd.base.config import Frozen
 from mmkd.base.errors import CorpusError, UnreachableError
 from mmkd.base.places.reading import open_file
-from mmkd.base.places.remote import StorePath, as_root
+from mmkd.base.places.remote import StorePath
 from mmkd.extract.corpora.files import DICOM, PICTURES, FileCorpus
 from mmkd.extract.corpora.row import (
     NO_IMAGE,
@@ -74,10 +74,6 @@ class TabularCorpus(FileCorpus):
     """Rows that are texts on purpose, such as prompts, by the values of a column: such a row lacks no image."""
 
     named_by_rows = (*PICTURES, *DICOM)
-
-    @functools.cached_property
-    def root(self) -> str:
-        return str(self.base if self.images is None else as_root(self.images).resolve())
 
     def settings(self) -> str:
         # Fields that stores of earlier versions do not know count only where they are set.

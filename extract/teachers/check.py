@@ -93,8 +93,9 @@ def check_teacher(
     load_seconds = time.perf_counter() - started
     towers: dict[Tower, TowerReport] = {}
     lengths: list[int] = []
-    if (look := card.preprocessing) is not None:
-        geometry = geometry_of(look)
+    look = card.preprocessing
+    if look is not None or images is not None:  # who names pictures hears that there is no tower for them
+        geometry = geometry_of(card.image_preprocessing)
         pictures = drawn_pictures() if images is None else pictures_in(images)
         arrays = [pixels_of(picture, [geometry])[geometry] for picture in pictures]
         towers["image"] = _run(teacher, "encode_images", torch.from_numpy(np.stack(arrays)).to(device))
@@ -206,7 +207,7 @@ def _compare_golden(teacher: Teacher, samples: list[GoldenSample]) -> GoldenRepo
                 f"{sample.image_feature.numel()}: another variant was used; see `mmkd teachers list`"
             )
         picture = _decoded(sample.image)
-        pixels = torch.from_numpy(pixels_of(picture, [geometry])[geometry])[None].to(teacher.device)
+        pixels = torch.tensor(pixels_of(picture, [geometry])[geometry])[None].to(teacher.device)
         tokens, _ = teacher.tokenize([sample.caption])
         image = teacher.encode_images(pixels)[0].cpu()
         text = teacher.encode_texts(tokens.to(teacher.device))[0].cpu()
@@ -248,19 +249,11 @@ def pictures_in(folder: Path) -> list[Image.Image]:
     one that cannot be decoded."""
     if not folder.is_dir():
         raise TeacherError(f"there is no folder {folder} with pictures")
-    pictures: list[Image.Image] = []
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        try:
-            pictures.append(_decoded(path))
-        except TeacherError:
-            # A file that neither is a picture nor is called one may lie there.
-            if path.suffix.lower() in Image.registered_extensions():
-                raise
-        if len(pictures) == 64:
-            break
-    if not pictures:
-        raise TeacherError(f"{folder} has no picture that can be read; expected PNG, JPEG, TIFF or the like")
-    return pictures
+    named = Image.registered_extensions()
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in named)
+    if not paths:
+        raise TeacherError(f"{folder} has no picture; expected files that are called .png, .jpg, .tif or the like")
+    return [_decoded(path) for path in paths[:64]]
 
 
 def _decoded(path: Path) -> Image.Image:

@@ -53,7 +53,7 @@ def convert_teacher(spec: TeacherSpec, target: Path) -> TeacherCard:
             shutil.copyfile(path, temporary / name)
         if plan.text_config and "config.json" not in plan.companions:
             (temporary / "config.json").write_text(json.dumps(plan.text_config, indent=1), encoding="utf-8")
-        folder = plan.tokenizer.folder
+        folder = plan.tokenizer.folder if plan.tokenizer is not None else None
         for name in TOKENIZER_FILES:
             if folder is not None and (folder / name).is_file():
                 shutil.copyfile(folder / name, temporary / name)

@@ -23,6 +23,7 @@ from mmkd.base.images.resampling import FILTERS, Resized, resize
 from mmkd.base.images.source import MAX_PIXELS, ImageError
 from mmkd.store import Preprocessing
 
+_CROPPING = ("shortest", "hf_shortest")
 _MODES = ("shortest", "longest", "squash", "hf_shortest", "hf_squash", "pad_square")
 
 
@@ -36,8 +37,14 @@ class Geometry:
     resize_mode: str
     fill: int
     color: str
+    resize: int = 0
 
     def __post_init__(self) -> None:
+        if self.resize and (self.resize_mode not in _CROPPING or len(set(self.image_size)) > 1):
+            raise TeacherError(
+                f"preprocessing has resize {self.resize}, image_size {self.image_size}, resize_mode "
+                f"{self.resize_mode!r}: resize goes with a square and {' or '.join(_CROPPING)}; leave it out"
+            )
         if self.resize_mode not in _MODES or self.interpolation not in FILTERS:
             raise TeacherError(
                 f"preprocessing {self.resize_mode!r} with {self.interpolation!r} does not exist: "
@@ -147,7 +154,7 @@ def _place(geometry: Geometry, mode: str, width: int, height: int) -> _Placement
             size = round(width / scale), round(height / scale)
         case "shortest" | "hf_shortest":
             # torchvision's Resize, and transformers' get_resize_output_image_size
-            shorter = min(geometry.image_size)
+            shorter = geometry.resize or min(geometry.image_size)
             long_side = int(shorter * max(width, height) / min(width, height))
             size = (shorter, long_side) if width <= height else (long_side, shorter)
         case "pad_square":
@@ -170,8 +177,8 @@ def _place(geometry: Geometry, mode: str, width: int, height: int) -> _Placement
 def _check_intermediate(geometry: Geometry, width: int, height: int) -> None:
     """Raise ImageError for more than 4 bytes times `MAX_PIXELS` between the steps (Pillow keeps RGB in four bytes)."""
     made = 0
-    if geometry.resize_mode in ("shortest", "hf_shortest"):
-        made = min(geometry.image_size) ** 2 * max(width, height) // min(width, height)
+    if geometry.resize_mode in _CROPPING:
+        made = (geometry.resize or min(geometry.image_size)) ** 2 * max(width, height) // min(width, height)
     elif geometry.resize_mode == "pad_square":
         made = max(geometry.image_size[0], width, height) ** 2
     if made * (1 if geometry.color == "L" else 4) > 4 * MAX_PIXELS:

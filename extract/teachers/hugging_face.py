@@ -102,14 +102,14 @@ def make_config(spec: TeacherSpec, content: dict[str, Any]) -> Any:
         raise spec.error(f"config.json of type {kind!r} cannot be used ({cause(error, 160)})") from error
 
 
-def build_strictly(model_class: Any, config: Any, weights: StateDict, where: str) -> nn.Module:
-    """Return `model_class` with exactly `weights`. `from_pretrained` knows the names and buffers of older releases
-    (Swin's `attention.self.query`). Raises TeacherError naming every missing, unexpected and ill-shaped key."""
+def build_strictly(model_class: Any, config: Any, weights: StateDict, where: str, **arguments: Any) -> nn.Module:
+    """Return `model_class` with exactly `weights`; `arguments` go to its constructor. `from_pretrained` knows the names
+    and buffers of older releases (Swin's `attention.self.query`). Raises TeacherError naming every missing, unexpected
+    and ill-shaped key."""
+    arguments |= {"config": config, "state_dict": weights, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         with quiet():
-            model, info = model_class.from_pretrained(
-                None, config=config, state_dict=weights, output_loading_info=True, ignore_mismatched_sizes=True
-            )
+            model, info = model_class.from_pretrained(None, **arguments)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise TeacherError(f"{where} does not fit a {model_class.__name__} ({cause(error)})") from error
     shapes = [key if isinstance(key, str) else " ".join(map(str, key)) for key in info["mismatched_keys"]]

@@ -34,15 +34,17 @@ def half_type(precision: Precision, device: torch.device) -> torch.dtype | None:
 
 
 _Encode = Callable[[torch.Tensor], torch.Tensor]
+_Tokenizer = Tokenizer | None  # None without a text tower
 
 
 class LoadedTeacher:
     """A model in evaluation mode behind the `Teacher` protocol. In half precision, rows that come out with NaN or
     infinity are computed again in float32, and counted in `half_precision_failures`. Of `model`, `encode_image` takes
-    normalized float32 (B, 3, H, W), `encode_text` int64 (B, L); both give (B, D)."""
+    normalized float32 (B, 3, H, W), `encode_text` int64 (B, L); both give (B, D). A tower that the card does not list
+    is never asked; calling it raises UserError."""
 
     def __init__(
-        self, card: TeacherCard, precision: Precision, device: torch.device, model: nn.Module, tokenizer: Tokenizer
+        self, card: TeacherCard, precision: Precision, device: torch.device, model: nn.Module, tokenizer: _Tokenizer
     ) -> None:
         model.eval().requires_grad_(False)
         self._model: Any = model.to(device)
@@ -61,8 +63,9 @@ class LoadedTeacher:
         """Choose how the same forward pass is computed; only last bits may change. `channels_last`: convolutions'
         weights. `compiled`: `torch.compile` both towers. Raises TeacherError if there is no C++ compiler for it."""
         self._model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-        self._encode_image: _Encode = self._model.encode_image
-        self._encode_text: _Encode = self._model.encode_text
+        self._encode: dict[Tower, _Encode] = {
+            tower: getattr(self._model, f"encode_{tower}") for tower in self.card.towers
+        }
         if compiled:
             compiler = os.environ.get("CXX", "g++")
             if self.device.type == "cpu" and shutil.which(compiler) is None:
@@ -71,8 +74,7 @@ class LoadedTeacher:
                 )
             # On a CPU shapes are fixed, and one code for several would depend on which came first.
             dynamic = self.device.type != "cpu"
-            self._encode_image = torch.compile(self._encode_image, dynamic=dynamic)
-            self._encode_text = torch.compile(self._encode_text, dynamic=dynamic)
+            self._encode = {tower: torch.compile(encode, dynamic=dynamic) for tower, encode in self._encode.items()}
 
     @property
     def parameters(self) -> int:
@@ -86,12 +88,14 @@ class LoadedTeacher:
         """Return int64 (B, L) padded to the context, and each caption's tokens before it is cut."""
         if not captions:
             return torch.zeros(0, self.card.context_length, dtype=torch.long), []
+        self.card.tower_arrays("text")  # or the error that there is none
+        assert self._tokenizer is not None
         return self._tokenizer(captions)
 
     @property
     def text_lengths(self) -> tuple[int, ...]:
         """Tokens that `encode_texts` takes, ascending: the context alone where padding reaches a feature."""
-        return self._tokenizer.lengths
+        return self._tokenizer.lengths if self._tokenizer is not None else ()
 
     def encode_texts(self, tokens: torch.Tensor) -> torch.Tensor:
         """Encode int64 (B, L), L one of `text_lengths`; returns float32 (B, D)."""
@@ -140,10 +144,11 @@ class LoadedTeacher:
         return inputs.numel() * float(np.interp(inputs.shape[1], lengths, per_token))
 
     def _forward(self, tower: Tower, inputs: torch.Tensor) -> torch.Tensor:
-        if tower == "text":
-            return self._encode_text(inputs).float()
-        images = normalize(inputs, self.card.image_preprocessing)
-        return self._encode_image(images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images).float()
+        self.card.tower_arrays(tower)  # or the error that there is none
+        if tower == "image":
+            images = normalize(inputs, self.card.image_preprocessing)
+            inputs = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+        return self._encode[tower](inputs).float()
 
 
 def out_of_memory(slug: str, device: torch.device, tower: str) -> TeacherError:

@@ -24,7 +24,7 @@ from mmkd.extract.teachers.spec import AUTO, HF_HUB, LOCAL_DIR, TeacherSpec
 from mmkd.extract.teachers.tokenizer import TokenizerPlan
 from mmkd.extract.teachers.weights import read_temperature, weights_identity
 from mmkd.store import Preprocessing, TeacherCard
-from mmkd.store.layout import Tower
+from mmkd.store.layout import TOWERS, Tower
 
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "tokenizers", "pillow")
 _IDENTITY = "weights_sha256 preprocessing tokenizer_sha256 context_length towers dim loader normalized".split()  # noqa: SIM905
@@ -48,10 +48,12 @@ class Plan:
     loader: str
     weights: Mapping[str, Path]
     """Files that hold the weights, under the part each plays."""
-    preprocessing: Preprocessing
-    tokenizer: TokenizerPlan
+    preprocessing: Preprocessing | None
+    """None without an image tower."""
+    tokenizer: TokenizerPlan | None
+    """None without a text tower."""
     dim: int
-    vocabulary: int
+    vocabulary: int = 0
     """Token embeddings of the text tower."""
     configuration: dict[str, Any] = field(default_factory=dict)
     """Properties besides the weights that affect the forward pass: activation, pooling, heads, masks. JSON."""
@@ -79,14 +81,20 @@ class Plan:
         # weights two teachers.
         settings = self.configuration | ({} if self.spec.precision == "fp32" else {"precision": self.spec.precision})
         scales = [read_temperature(path, self.spec.trust_pickle) for path in self.weights.values()]
+        has: dict[Tower, bool] = {"image": self.preprocessing is not None, "text": self.tokenizer is not None}
+        if lacking := [tower for tower in self.spec.towers if not has[tower]]:
+            raise self.spec.error(f"towers asks for the {lacking[0]} tower, which the files do not have; leave it out")
+        towers = tuple(tower for tower in TOWERS if tower in (self.spec.towers or has) and has[tower])
+        tokenizer = self.tokenizer if "text" in towers else None
         return TeacherCard(
             slug=self.spec.slug,
             source=self.spec.source,
             revision=self.spec.revision,
             weights_sha256=found,
-            preprocessing=self.preprocessing,
-            tokenizer_sha256=self.tokenizer.sha256(),
-            context_length=self.tokenizer.context_length,
+            towers=towers,
+            preprocessing=self.preprocessing if "image" in towers else None,
+            tokenizer_sha256=tokenizer.sha256() if tokenizer else "",
+            context_length=tokenizer.context_length if tokenizer else 0,
             dim=self.dim,
             loader=f"{self.loader}:{settings_sha256(settings)[:12]}",
             logit_scale=next((scale for scale in scales if scale is not None), None),
@@ -123,9 +131,9 @@ class FileLoader:
 
     plan: Callable[[TeacherSpec], Plan]
     build: Callable[[Plan], nn.Module]
-    """Returns a model with `encode_image` and `encode_text`; strictly loaded."""
-    recognizes: Callable[[TeacherSpec, Source], bool] = lambda spec, source: False
-    """Return True if `loader: auto` chooses this loader; reads small files only."""
+    """Returns a model with `encode_image`, `encode_text`, or both, as the files have towers; strictly loaded."""
+    recognizes: Callable[[TeacherSpec, Source, dict[str, Any]], bool] = lambda spec, source, config: False
+    """Return True if `loader: auto` chooses this loader; reads small files only. `config`: config.json, {} without."""
     reads: str = ""
     """Description of such a place, for the message where no loader recognizes one."""
 
@@ -143,8 +151,9 @@ class FileLoader:
                 f"teacher {card.slug!r} is no longer what its card says: digest {now.digest} at {now.source}, expected "
                 f"{card.digest} (different: {changed}); put the former files back or use another name"
             )
-        tokenizer = plan.tokenizer.build()
-        tokenizer.check(spec.slug, plan.vocabulary)
+        tokenizer = plan.tokenizer.build() if plan.tokenizer is not None and "text" in card.towers else None
+        if tokenizer is not None:
+            tokenizer.check(spec.slug, plan.vocabulary)
         # Building fills the weights with random numbers before the real ones come: leave the caller's generator alone.
         with torch.random.fork_rng(devices=[]):
             model = self.build(plan)
@@ -154,18 +163,21 @@ class FileLoader:
 
 
 def _try_once(teacher: LoadedTeacher) -> dict[tuple[Tower, int], float]:
-    """Run one gray image and one empty caption: many towers take one size only. Returns `LoadedTeacher.row_flops`.
-    Raises TeacherError if a tower does not take what the configuration says, or gives features of another width."""
+    """Run one gray image, one empty caption, or both: many towers take one size only. Returns
+    `LoadedTeacher.row_flops`. Raises TeacherError if a tower does not take what the configuration says, or gives
+    features of another width."""
     card = teacher.card
-    height, width = card.image_preprocessing.image_size
-    image = torch.zeros(1, 1 if card.image_preprocessing.color == "L" else 3, height, width, dtype=torch.uint8)
-    tokens, _ = teacher.tokenize([""])
-    image_size = f"{height} x {width} pixels", "image_size, mean or std"
-    runs: list[tuple[Tower, int, torch.Tensor, tuple[str, str]]] = [("image", 0, image, image_size)]
-    runs += [
-        ("text", length, tokens[:, :length], (f"{length} tokens", "context_length"))
-        for length in {teacher.text_lengths[0], card.context_length}
-    ]
+    runs: list[tuple[Tower, int, torch.Tensor, tuple[str, str]]] = []
+    if (look := card.preprocessing) is not None:
+        height, width = look.image_size
+        image = torch.zeros(1, 1 if look.color == "L" else 3, height, width, dtype=torch.uint8)
+        runs.append(("image", 0, image, (f"{height} x {width} pixels", "image_size, mean or std")))
+    if "text" in card.towers:
+        tokens, _ = teacher.tokenize([""])
+        runs += [
+            ("text", length, tokens[:, :length], (f"{length} tokens", "context_length"))
+            for length in {teacher.text_lengths[0], card.context_length}
+        ]
     flops: dict[tuple[Tower, int], float] = {}
     for tower, length, inputs, (size, names) in runs:
         encode = teacher.encode_images if tower == "image" else teacher.encode_texts
@@ -180,8 +192,8 @@ def _try_once(teacher: LoadedTeacher) -> dict[tuple[Tower, int], float]:
             ) from error
         if features.shape != (1, card.dim):
             raise TeacherError(
-                f"teacher {card.slug!r}: its {tower} tower gives {features.shape[-1]} values, its configuration says "
-                f"{card.dim}; correct the configuration"
+                f"teacher {card.slug!r}: its {tower} tower gives features of shape {tuple(features.shape[1:])}, its "
+                f"configuration says {card.dim}; correct the configuration, or name a pooling in a YAML card"
             )
     return flops
 
@@ -228,12 +240,12 @@ def _built_in(name: str) -> FileLoader:
 
 def _recognizing_loader(spec: TeacherSpec) -> FileLoader:
     source, loaders = source_of(spec), [_built_in(name) for name in LOADERS]
+    path = source.find("config.json")
+    config = read_json(path) if path is not None else {}
     for loader in loaders:
-        if loader.recognizes(spec, source):
+        if loader.recognizes(spec, source, config):
             return loader
-    what = "no open_clip_config.json and no config.json"
-    if (config := source.find("config.json")) is not None:
-        what = f"a config.json of type {read_json(config).get('model_type')!r}"
+    what = f"a config.json of type {config.get('model_type')!r}" if path else "no open_clip_config.json, no config.json"
     raise spec.error(
         f"{spec.source} has {what}{source.listing()}; expected {' or '.join(one.reads for one in loaders if one.reads)}"
         "; for a bare checkpoint write a YAML card with loader and options.architecture"

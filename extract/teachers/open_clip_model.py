@@ -180,7 +180,7 @@ class Clip(CLIP):  # type: ignore[misc]  # open_clip has no type hints
         """Encode int64 (B, L); returns (B, D)."""
         length = text.shape[1]
         if length == self.context_length:
-            return super().encode_text(text, normalize)  # type: ignore[no-any-return]
+            return super().encode_text(text, normalize)
         cast = self.transformer.get_cast_dtype()
         states = self.token_embedding(text).to(cast) + self.positional_embedding[:length].to(cast)
         states = self.ln_final(self.transformer(states, attn_mask=self.attn_mask[:length, :length]))
@@ -229,6 +229,6 @@ def _as_open_clip_names(weights: StateDict, model: nn.Module, rename: Mapping[st
 LOADER = FileLoader(
     plan=_plan,
     build=_build,
-    recognizes=lambda spec, source: "architecture" in spec.options or source.find(_CONFIG) is not None,
+    recognizes=lambda spec, source, config: "architecture" in spec.options or source.find(_CONFIG) is not None,
     reads="an open_clip folder",
 )

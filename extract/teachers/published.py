@@ -12,10 +12,11 @@ from pydantic import Field, JsonValue
 from mmkd.base.config import Frozen, read_mapping, validated
 from mmkd.base.errors import TeacherError, did_you_mean
 from mmkd.extract.teachers.spec import HF_HUB, LOCAL_DIR, TeacherSpec
+from mmkd.store import Preprocessing
 
 FOLDER = Path(__file__).with_name("cards")
 _NINE = ("bmca", "biomedclip", "unimedclip", "pmcclip", "quiltnet", "genmedclip", "plip", "pubmedclip", "medclip")
-_OWN = ("also_called", "revision", "weights_sha256", "open_questions", "inferred")
+_OWN = ("also_called", "revision", "weights_sha256", "open_questions", "inferred", "sources")
 """Fields that a card does not take from the one that its `like` names."""
 
 
@@ -25,11 +26,15 @@ class PublishedTeacher(Frozen):
     slug: str
     """The card's file name."""
     name: str
+    like: str = ""
+    """The card whose fields this one takes where it has none of its own."""
     also_called: tuple[str, ...] = ()
     """Spellings elsewhere, those of the original's `available_clips` first."""
     source: str
     revision: str = ""
     """Commit that others pinned publicly; empty where none is known."""
+    gated: bool = False
+    """True if the hub gives the files only to those who accepted the terms, or were let in."""
     loader: str
     weights: tuple[str, ...] = ()
     """Empty where the loader finds the usual names."""
@@ -38,8 +43,11 @@ class PublishedTeacher(Frozen):
     text_source: str = ""
     context_length: int | None = None
     options: dict[str, JsonValue] = Field(default_factory=dict)
-    image_tower: str
-    text_tower: str
+    preprocessing: Preprocessing | None = None
+    """Where the authors do otherwise than their files say, or the files do not say."""
+    image_tower: str = "none"
+    text_tower: str = "none"
+    """What it is; `none`, as the other, where there is none."""
     dim: int
     files: tuple[str, ...]
     """Configuration, weights and tokenizer that the source publishes."""
@@ -52,6 +60,9 @@ class PublishedTeacher(Frozen):
     """`not stated` if neither the repository nor the model card states one."""
     paper: str
     open_questions: tuple[str, ...] = ()
+    """What no public source that we read confirms."""
+    sources: tuple[str, ...] = ()
+    """Public sources of the facts; those of the nine and their variants are in the documentation."""
     inferred: bool = False
     """True if the model of the original is a guess."""
 
@@ -70,7 +81,7 @@ def _read_cards() -> dict[str, PublishedTeacher]:
     order = sorted(contents, key=lambda slug: [rank.get(name, 9) for name in (slug, str(contents[slug].get("like")))])
     for slug in order:
         own = dict(contents[slug])
-        original = {name: value for name, value in contents.get(own.pop("like", ""), {}).items() if name not in _OWN}
+        original = {name: value for name, value in contents.get(own.get("like", ""), {}).items() if name not in _OWN}
         cards[slug] = validated(PublishedTeacher, {"slug": slug} | original | own, FOLDER / f"{slug}.yaml")
     return cards
 
@@ -81,7 +92,12 @@ def the_nine() -> tuple[PublishedTeacher, ...]:
 
 def variants() -> tuple[PublishedTeacher, ...]:
     """Other published forms of the nine: the same loaders, other files or switches."""
-    return tuple(card for slug, card in _read_cards().items() if slug not in _NINE)
+    return tuple(card for card in _read_cards().values() if card.like in _NINE)
+
+
+def encoders() -> tuple[PublishedTeacher, ...]:
+    """Other public encoders: image towers alone, and two with both towers."""
+    return tuple(card for slug, card in _read_cards().items() if slug not in _NINE and card.like not in _NINE)
 
 
 def known_teacher(name: str) -> PublishedTeacher | None:

@@ -25,6 +25,8 @@ TOKENIZER_FILES = (
     "vocab.json", "merges.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model",
 )  # fmt: skip
 
+_SAVED = ("model.safetensors", "pytorch_model.bin")  # transformers' names
+
 # A connection that breaks in the middle raises the HTTP library's own error: requests, httpx or httpx2, by version.
 _HTTP_ERROR: type[Exception] = hub_errors.HfHubHTTPError.__bases__[0]
 
@@ -155,7 +157,7 @@ def tokenizer_folder(spec: TeacherSpec, named: str = "") -> Path:
     )
 
 
-def weight_files(spec: TeacherSpec, names: tuple[str, ...], all_of_them: bool = False) -> dict[str, Path]:
+def weight_files(spec: TeacherSpec, names: Sequence[str] = _SAVED, all_of_them: bool = False) -> dict[str, Path]:
     """Return the files with the weights, by the names they were published under. Raises TeacherError if they are
     missing. `names`: the first that is there (whole or in shards), or all; the spec's own `weights` go before."""
     source = source_of(spec)

@@ -10,7 +10,7 @@ from pydantic import Field, JsonValue, field_validator
 from mmkd.base.config import Frozen
 from mmkd.base.errors import TeacherError
 from mmkd.store import Preprocessing
-from mmkd.store.layout import check_slug
+from mmkd.store.layout import Tower, check_slug
 
 LOCAL_DIR = "local-dir:"
 HF_HUB = "hf-hub:"
@@ -39,6 +39,8 @@ class TeacherSpec(Frozen):
     """Place of the text tower's configuration and tokenizer if not beside the weights."""
     context_length: int | None = Field(default=None, gt=0)
     """Tokens a caption is cut to; empty for the files' value."""
+    towers: tuple[Tower, ...] = ()
+    """Towers to use, `image` or `text`; empty for all that the files have."""
     preprocessing: Preprocessing | None = None
     """Empty for the files' value."""
     options: dict[str, JsonValue] = Field(default_factory=dict)

@@ -111,23 +111,23 @@ class FolderTokenizer:
     def check(self, slug: str, vocabulary: int) -> None:
         """Refuse a tokenizer whose ids or special tokens the text tower cannot mean. Raises TeacherError with what was
         expected and what was found."""
-        size, where = len(self._inner), f"teacher {slug!r}: the tokenizer in {self._plan.folder}"
-        hint = "this is another teacher's tokenizer; name its own with text_source"
-        if size > vocabulary:
-            raise TeacherError(f"{where} has {size} tokens, the text tower {vocabulary} embeddings: {hint}")
-        if self._plan.pad_id is not None and self._inner.pad_token_id != self._plan.pad_id:
+        plan, inner, size = self._plan, self._inner, len(self._inner)
+        other_pad = plan.pad_id is not None and inner.pad_token_id != plan.pad_id
+        no_ends = plan.kind == "bert" and None in (inner.cls_token_id, inner.sep_token_id)
+        other_end = plan.eos_id is not None and inner.eos_token_id != plan.eos_id
+        not_highest = plan.kind == "clip" and inner.eos_token_id != size - 1
+        problems = (
+            (size > vocabulary, f"has {size} tokens, the text tower {vocabulary} embeddings"),
+            (other_pad, f"pads with id {inner.pad_token_id}, the text tower with {plan.pad_id}"),
+            (no_ends, "has no [CLS] or [SEP] token, which a BERT tower reads"),
+            (other_end, f"ends a caption with id {inner.eos_token_id}, the text tower looks for {plan.eos_id}"),
+            (not_highest, "does not end a caption with its highest id, which a CLIP tower reads"),
+        )
+        if problem := next((problem for wrong, problem in problems if wrong), None):
             raise TeacherError(
-                f"{where} pads with id {self._inner.pad_token_id}, the text tower with {self._plan.pad_id}: {hint}"
+                f"teacher {slug!r}: the tokenizer in {plan.folder} {problem}: this is another teacher's tokenizer; "
+                "name its own with text_source"
             )
-        if self._plan.kind == "bert" and None in (self._inner.cls_token_id, self._inner.sep_token_id):
-            raise TeacherError(f"{where} has no [CLS] or [SEP] token, which a BERT tower reads: {hint}")
-        if self._plan.eos_id is not None and self._inner.eos_token_id != self._plan.eos_id:
-            raise TeacherError(
-                f"{where} ends a caption with id {self._inner.eos_token_id}, the text tower looks for "
-                f"{self._plan.eos_id}: {hint}"
-            )
-        if self._plan.kind == "clip" and self._inner.eos_token_id != size - 1:
-            raise TeacherError(f"{where} does not end a caption with its highest id, which a CLIP tower reads: {hint}")
 
 
 Tokenizer = BuiltInBpe | FolderTokenizer

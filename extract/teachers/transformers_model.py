@@ -1,64 +1,83 @@
-"""Loader `transformers`: a CLIPModel or SiglipModel as `save_pretrained` writes it."""
+"""Loader `transformers`: a CLIPModel or SiglipModel, or one tower alone, as `save_pretrained` writes it."""
 
 from __future__ import annotations
 
+import inspect
+import re
 from typing import Any
 
 import torch
 import transformers
-from pydantic import BaseModel, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel
 from torch import nn
 
 from mmkd.extract.teachers.hugging_face import build_strictly, make_config
+from mmkd.extract.teachers.image_processor import PREPROCESSORS, preprocessing_of
 from mmkd.extract.teachers.loaders import FileLoader, Plan, read_options
-from mmkd.extract.teachers.source import Source, read_json, source_of, tokenizer_folder, weight_files
+from mmkd.extract.teachers.pooling import Pooling, pool_tokens
+from mmkd.extract.teachers.source import read_json, source_of, tokenizer_folder, weight_files
 from mmkd.extract.teachers.spec import TeacherSpec
 from mmkd.extract.teachers.tokenizer import TokenizerPlan
 from mmkd.extract.teachers.weights import read_weights
-from mmkd.store import Preprocessing
 
-_CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel"}
+_DUAL = ("clip", "siglip")
 # SigLIP 2 of fixed size is saved as a `siglip`; this type is the one whose patches follow the picture.
 _NAFLEX = "siglip2"
+# Whose pooled output is what everybody uses; of the others the card says it.
+_POOLED = ("dinov2", "dinov2_with_registers", "dinov3_vit", "siglip_vision_model", "clip_vision_model")
+_IMAGE = (*_POOLED, "vit", "vit_mae")
+_TEXT = ("bert", "roberta", "xlm-roberta", "mpnet", "distilbert", "electra", "modernbert")
+_KINDS = (*_DUAL, *_IMAGE, *_TEXT)
 _CONFIG = "config.json"
-# Where transformers up to 4, and from 5 on, save what a processor does with images.
-_PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-# PIL's numbers, as preprocessor_config.json has them.
-_INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
 # A CLIP text tower whose configuration says 2 reads the highest id instead: the first files had it wrong
 # (transformers, modeling_clip.py).
 _LEGACY_EOS = 2
+_LONGEST = 512
+"""Tokens that a caption is cut to, where the tower takes more and the card names no context."""
+# What a checkpoint of a task has above its tower: classifiers, a masked autoencoder's decoder, language models.
+_HEADS = re.compile(r"(classifier|decoder|cls|lm_head|generator_\w+|discriminator_\w+|vocab_\w+|head\.(dense|norm))\.")
+_HEADS_AND_POOLER = re.compile(rf"{_HEADS.pattern}|(\w+\.)?pooler\.")
+_HISTORY = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "id2label", "label2id")
+"""Members of config.json that change no feature."""
 
 
-class TransformersOptions(BaseModel, extra="forbid"):
-    """No options: config.json decides everything."""
+class TransformersOptions(BaseModel, frozen=True, extra="forbid"):
+    pooling: Pooling | None = None
+    """Of one tower alone; None: the model's own, where it is what everybody uses."""
 
 
 class TransformersTowers(nn.Module):
-    """A dual encoder of transformers behind two methods. `model`: has `get_image_features` and `get_text_features`."""
+    """A dual encoder of transformers (`pooling` None), or one tower, behind one method for each tower. `prefix`: tokens
+    before the patches of an image tower alone."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, pooling: Pooling | None, prefix: int) -> None:
         super().__init__()
         self.model: Any = model
+        self._pooling, self._prefix = pooling, prefix
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """Encode float32 (B, 3, H, W); returns (B, D), projected, not normalized."""
-        return projected(self.model.get_image_features(pixel_values=image))
+        """Encode float32 (B, 3, H, W); returns (B, D), of a dual encoder projected, not normalized."""
+        if self._pooling is None:
+            return pooled(self.model.get_image_features(pixel_values=image))
+        return pooled(self.model(pixel_values=image), self._pooling, self._prefix)
 
     def encode_text(self, text: torch.Tensor) -> torch.Tensor:
-        """Encode int64 (B, L); returns (B, D), projected, not normalized."""
-        return projected(self.model.get_text_features(input_ids=text))
+        """Encode int64 (B, L); returns (B, D), of a dual encoder projected. One tower alone masks padding."""
+        if self._pooling is None:
+            return pooled(self.model.get_text_features(input_ids=text))
+        mask = text != self.model.config.pad_token_id
+        return pooled(self.model(input_ids=text, attention_mask=mask.long()), self._pooling, mask)
 
 
-def projected(output: Any) -> torch.Tensor:
-    """Return the features: a tensor up to transformers 4, the pooled part of an output object from 5 on."""
+def pooled(output: Any, pooling: Pooling = "model", counted: torch.Tensor | int = 0) -> torch.Tensor:
+    """Return the features; those of a dual encoder are a tensor up to transformers 4, and pooled output from 5 on."""
+    if pooling != "model":
+        return pool_tokens(output.last_hidden_state, pooling, counted)
     features: torch.Tensor = output if isinstance(output, torch.Tensor) else output.pooler_output
     return features
 
 
 def _plan(spec: TeacherSpec) -> Plan:
-    read_options(spec, TransformersOptions)
     source = source_of(spec)
     content = read_json(source.need(_CONFIG))
     kind = str(content.get("model_type"))
@@ -67,35 +86,36 @@ def _plan(spec: TeacherSpec) -> Plan:
             "SigLIP 2 NaFlex, whose number of patches follows the picture, is not supported; "
             "take its checkpoint of one size, such as hf-hub:google/siglip2-base-patch16-224"
         )
-    if kind not in _CLASSES:
-        raise spec.error(f"config.json has type {kind!r}; this loader reads {', '.join(_CLASSES)}")
-    config = make_config(spec, content)
-    text = config.text_config
-    eos = text.eos_token_id
+    if kind not in _KINDS:
+        raise spec.error(f"config.json has type {kind!r}; this loader reads {', '.join(_KINDS)}")
+    # A masked autoencoder's encoder is a ViT; its own class would hide patches at random.
+    config = make_config(spec, content | ({"model_type": "vit"} if kind == "vit_mae" else {}))
+    model_class = transformers.MODEL_MAPPING[type(config)]
+    pooler = "add_pooling_layer" in inspect.signature(model_class).parameters
+    pooling = _pooling(spec, kind, owns=pooler or kind in _POOLED)
+    text = config.text_config if kind in _DUAL else config
+    dim = config.projection_dim if kind == "clip" else getattr(text, "projection_size", None) or text.hidden_size
+    if kind in _DUAL:
+        settings = {"text": _forward_settings(text), "vision": _forward_settings(config.vision_config)}
+    else:
+        settings = {name: value for name, value in content.items() if name not in _HISTORY} | {"pooling": pooling}
     return Plan(
         spec=spec,
         loader="transformers",
-        weights=weight_files(spec, _WEIGHTS),
-        preprocessing=spec.preprocessing or _preprocessing(spec, source),
-        tokenizer=TokenizerPlan(
-            context_length=spec.context_length or int(text.max_position_embeddings),
-            folder=tokenizer_folder(spec),
-            clean=None,
-            kind="clip" if kind == "clip" and eos == _LEGACY_EOS else "words",
-            eos_id=eos if kind == "clip" and eos != _LEGACY_EOS else None,
-            inert_padding=kind == "clip",
-        ),
-        dim=int(
-            config.projection_dim if kind == "clip" else getattr(text, "projection_size", None) or text.hidden_size
-        ),
-        vocabulary=int(text.vocab_size),
-        configuration={
-            "text": _forward_settings(text),
-            "vision": _forward_settings(config.vision_config),
-            "kind": kind,
+        weights=weight_files(spec),
+        preprocessing=None if kind in _TEXT else spec.preprocessing or preprocessing_of(spec, source),
+        tokenizer=None if kind in _IMAGE else _tokenizer(spec, kind, text),
+        dim=int(dim) * (2 if pooling == "class_mean" else 1),
+        vocabulary=int(getattr(text, "vocab_size", 0)),
+        configuration=settings | {"kind": kind},
+        companions={name: source.need(name) for name in (_CONFIG, *PREPROCESSORS) if source.find(name) is not None},
+        material={
+            "config": config,
+            "class": model_class,
+            "pooling": pooling,
+            "arguments": {"add_pooling_layer": pooling == "model"} if pooler else {},
+            "prefix": 0 if kind == "siglip_vision_model" else 1 + (getattr(config, "num_register_tokens", 0) or 0),
         },
-        companions={name: source.need(name) for name in (_CONFIG, *_PREPROCESSORS) if source.find(name) is not None},
-        material={"config": config, "class": _CLASSES[kind]},
     )
 
 
@@ -107,94 +127,46 @@ def _forward_settings(config: Any) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names if hasattr(config, name)}
 
 
-class _Edges(BaseModel):
-    shortest_edge: int | None = None
-    height: int | None = None
-    width: int | None = None
+def _pooling(spec: TeacherSpec, kind: str, owns: bool) -> Pooling | None:
+    """Return the pooling, None for both towers. Raises TeacherError where the card has to name it, or names one that is
+    not there."""
+    asked = read_options(spec, TransformersOptions).pooling
+    known = ["mean"] if kind == "siglip_vision_model" else ["class", "mean", "class_mean"] * (kind not in _DUAL)
+    known += ["model"] * owns
+    if asked in known or (asked is None and kind in _DUAL):
+        return asked
+    if asked is None and kind in _POOLED:
+        return "model"
+    problem = f"options.pooling is {asked!r}" if asked else "its authors' pooling is not in its files"
+    raise spec.error(f"{problem}; write options.pooling of a {kind} in a YAML card: {', '.join(known)}")
 
 
-class _ImageProcessor(BaseModel):
-    """An image processor's configuration, in any form since CLIPFeatureExtractor."""
-
-    size: _Edges = _Edges(shortest_edge=224)
-    crop_size: _Edges | None = None
-    do_center_crop: bool | None = None
-    do_resize: bool | None = True
-    do_rescale: bool | None = True
-    do_normalize: bool | None = True
-    resample: int | None = 3
-    rescale_factor: float = 1 / 255
-    image_mean: tuple[float, float, float]
-    image_std: tuple[float, float, float]
-
-    @field_validator("size", "crop_size", mode="before")
-    @classmethod
-    def _edges(cls, value: object, field: ValidationInfo) -> object:
-        if isinstance(value, int):
-            return {"shortest_edge": value} if field.field_name == "size" else {"height": value, "width": value}
-        if not isinstance(value, dict) and (value is not None or field.field_name == "size"):
-            raise ValueError(f"is {value!r}, expected a number or edges by name")
-        return value
-
-
-def _preprocessing(spec: TeacherSpec, source: Source) -> Preprocessing:
-    """Read the preprocessing of preprocessor_config.json or processor_config.json. Raises TeacherError if it is
-    missing, or asks for something that this loader would not do exactly."""
-    found = [read_json(path) for name in _PREPROCESSORS if (path := source.find(name)) is not None]
-    # A processor_config.json of transformers 4 beside the other says nothing of images.
-    contents = [one for one in found if "image_processor" in one or "image_mean" in one]
-    if not contents:
-        raise spec.error(f"{spec.source} has no {' or '.join(_PREPROCESSORS)}{source.listing()}")
-    given = contents[0].get("image_processor") or contents[0]
-    try:
-        asked, *again = (_ImageProcessor.model_validate(one.get("image_processor") or one) for one in contents)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"])) or "image_processor"
-        reason = first["msg"].removeprefix("Value error, ")
-        raise spec.error(
-            f"the image processor's configuration: {name}: {reason}; download it again, or give "
-            "'preprocessing' in a YAML card"
-        ) from error
-    if again and again[0] != asked:
-        raise spec.error(f"{' and '.join(_PREPROCESSORS)} of {spec.source} disagree; remove the one that is not meant")
-    size, crop = asked.size, asked.crop_size or _Edges(height=224, width=224)
-    cropped = asked.do_center_crop if "do_center_crop" in asked.model_fields_set else asked.crop_size is not None
-    interpolation = _INTERPOLATIONS.get(asked.resample or 0)
-    squashed = size.height is not None
-    edges = size if squashed else crop
-    height, width = edges.height or 0, edges.width or 0
-    if squashed:
-        fits = not cropped or (crop.height, crop.width) == (height, width)
-    else:
-        fits = bool(cropped) and size.shortest_edge == min(height, width)
-    steps = asked.do_resize and asked.do_normalize and asked.do_rescale is not False
-    if not (interpolation and fits and steps and abs(asked.rescale_factor * 255 - 1) < 1e-6):
-        others = [f", {name} {given[name]}" for name in ("do_resize", "do_rescale", "do_normalize", "rescale_factor")
-                  if name in given]  # fmt: skip
-        raise spec.error(
-            f"the image processor asks for size {given.get('size', 224)}, crop {given.get('crop_size', 224)}, resample "
-            f"{given.get('resample')}{''.join(others)}, which mmkd does not do exactly; give 'preprocessing' in a YAML "
-            "card"
-        )
-    return Preprocessing(
-        image_size=(height, width),
-        mean=asked.image_mean,
-        std=asked.image_std,
-        interpolation=interpolation,
-        resize_mode="hf_squash" if squashed else "hf_shortest",
+def _tokenizer(spec: TeacherSpec, kind: str, text: Any) -> TokenizerPlan:
+    eos, alone = getattr(text, "eos_token_id", None), kind in _TEXT
+    reads_highest = kind == "clip" and eos == _LEGACY_EOS
+    return TokenizerPlan(
+        context_length=spec.context_length or min(_LONGEST, int(text.max_position_embeddings)),
+        folder=tokenizer_folder(spec),
+        kind="bert" if alone else "clip" if reads_highest else "words",
+        eos_id=eos if kind == "clip" and not reads_highest else None,
+        pad_id=text.pad_token_id if alone else None,
+        inert_padding=kind != "siglip",
     )
 
 
 def _build(plan: Plan) -> nn.Module:
+    material, pooling = plan.material, plan.material["pooling"]
     weights = read_weights(*plan.weights.values(), trust_pickle=plan.spec.trust_pickle)
-    model_class = getattr(transformers, plan.material["class"])
-    return TransformersTowers(build_strictly(model_class, plan.material["config"], weights, plan.where))
+    if pooling is not None:
+        unused = _HEADS if pooling == "model" else _HEADS_AND_POOLER
+        weights = {name: tensor for name, tensor in weights.items() if not unused.match(name)}
+    model = build_strictly(material["class"], material["config"], weights, plan.where, **material["arguments"])
+    return TransformersTowers(model, pooling, material["prefix"])
 
 
-def _recognizes(spec: TeacherSpec, source: Source) -> bool:
-    config = source.find(_CONFIG)
-    return config is not None and read_json(config).get("model_type") in (*_CLASSES, _NAFLEX)
-
-
-LOADER = FileLoader(_plan, _build, _recognizes, reads=f"a transformers {' or '.join(_CLASSES)} model")
+LOADER = FileLoader(
+    plan=_plan,
+    build=_build,
+    recognizes=lambda spec, source, config: config.get("model_type") in (*_KINDS, _NAFLEX),
+    reads="a transformers CLIPModel, SiglipModel, image or text tower",
+)

@@ -20,9 +20,8 @@ from mmkd.base.tcga import tcga_patient
 from mmkd.store.card import TeacherCard
 from mmkd.store.convert.importing import Features, exact_encoding, imported_card, missing_features, part_slices
 from mmkd.store.convert.losses import refuse_losses
-from mmkd.store.encoding import Encoding
 from mmkd.store.evaluation_rows import KIND, SAMPLE, TEXT_OF
-from mmkd.store.layout import Tower, check_slug
+from mmkd.store.layout import Encoding, Tower, check_slug
 
 _DATA = ("features", "coords")
 

@@ -27,8 +27,7 @@ from mmkd.store.card import TeacherCard
 from mmkd.store.convert.importing import Features, exact_encoding, imported_card, missing_features, part_slices
 from mmkd.store.convert.losses import every_row
 from mmkd.store.convert.rows import StoreRows
-from mmkd.store.encoding import Encoding
-from mmkd.store.layout import Tower, check_slug
+from mmkd.store.layout import Encoding, Tower, check_slug
 from mmkd.store.reader import FeatureStore
 from mmkd.store.record import FIXED_NAMES
 from mmkd.store.samples import sample_schema
@@ -118,15 +117,15 @@ class ClipRetrievalFolder:
             raise CorpusError(f"{path}: what `mmkd store export` noted cannot be read; export again") from error
 
     @cached_property
-    def _has_uri(self) -> bool:
-        return any("uri" in metadata.schema.to_arrow_schema().names for _, _, metadata in self._parts)
+    def _placed(self) -> frozenset[str]:
+        """Columns that have a fixed place; beside `uri`, `image_path` has none."""
+        has_uri = any("uri" in metadata.schema.to_arrow_schema().names for _, _, metadata in self._parts)
+        return frozenset(_TEXT_COLUMNS) - ({"image_path"} if has_uri else set())
 
     def _label(self, name: str) -> str | None:
         if self._export is not None:
             return name if name in self._export["labels"] else None
-        if name in _TEXT_COLUMNS and not (name == "image_path" and self._has_uri):
-            return None
-        return f"metadata_{name}" if name in FIXED_NAMES else name
+        return None if name in self._placed else f"metadata_{name}" if name in FIXED_NAMES else name
 
     def digest(self) -> str:
         content = hashlib.sha256()
@@ -198,18 +197,18 @@ def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return NaN as null, numbers as Arrow prints them, lists and structures as JSON, other bytes in hex."""
     if pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_nan(column), None, column)
+
+    def plain(value: object) -> str:
+        return value.hex() if isinstance(value, bytes) else str(value)
+
     try:
         return column.cast(pa.string())
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
         texts = [
-            value.hex() if isinstance(value, bytes) else None if value is None else json.dumps(value, default=_plain)
+            None if value is None else plain(value) if isinstance(value, bytes) else json.dumps(value, default=plain)
             for value in column.to_pylist()
         ]
         return pa.chunked_array([texts], pa.string())
-
-
-def _plain(value: object) -> str:
-    return value.hex() if isinstance(value, bytes) else str(value)
 
 
 def export_npy(store: FeatureStore, out: Path, allow_loss: Collection[str] = ()) -> int:

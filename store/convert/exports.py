@@ -23,9 +23,6 @@ from mmkd.store.reader import FeatureStore
 from mmkd.store.samples import in_rows, read_part
 from mmkd.store.writer import iter_shards
 
-CODECS = ("zstd", "blosc", "gzip")
-"""zstd: level 19. blosc: zstd of bit-shuffled values, level 9. gzip: level 9. CRC32C comes last in each."""
-
 
 def export_parquet(store: FeatureStore, out: Path, allow_loss: Collection[str] = ()) -> int:
     """Write `OUT/data/train-*.parquet` as Hugging Face `datasets` reads it, one file per shard; return how many.

@@ -20,9 +20,9 @@ from mmkd.base.files import disk_errors
 from mmkd.base.lock import only_writer
 from mmkd.base.places.remote import StorePath, as_root
 from mmkd.store.card import Preprocessing, TeacherCard
-from mmkd.store.encoding import Encoding, encode_rows, value_type
+from mmkd.store.encoding import encode_rows, value_type
 from mmkd.store.fold import fold
-from mmkd.store.layout import PAIR_SOUND, TOWERS, Tower
+from mmkd.store.layout import PAIR_SOUND, TOWERS, Encoding, Tower
 from mmkd.store.reader import FeatureStore
 from mmkd.store.record import CorpusRecord
 from mmkd.store.samples import read_part, sample_schema, with_columns, write_part
@@ -134,7 +134,13 @@ def import_features(
         # Before anything is written: a failed import must not leave a store that blocks the right command.
         cards = source.cards(encoding)
         if not (root / "zarr.json").is_file():
-            _create(source, root)
+            place = str(source.root)
+            with _spool(source.rows(), sample_schema(source.labels)) as index:
+                if not len(index):
+                    raise CorpusError(f"{place} holds no rows")
+                facts: dict[str, Any] = {"kind": source.kind, "labels": source.labels, "digest": source.digest()}
+                folder = str(as_root(place).resolve())
+                create_store(root, CorpusRecord(location=place, root=folder, rows=len(index), **facts), index)
         store = FeatureStore.open(root)
         record = store.record
         if (record.corpus.kind, record.corpus.digest) != (source.kind, source.digest()):
@@ -187,24 +193,10 @@ def _judge_rows(
     whys: list[str | None] = []
     for row, reason in enumerate(reasons):
         lacking = [tower for tower in source.towers if expected[tower][row] and not sound[tower][row]]
-        if not sound["image"][row] and not sound["text"][row]:
-            status.append("failed")
-            whys.append(reason or NO_FEATURE)
-        else:
-            why = reason or (f"{lacking[0]} {NO_FEATURE}" if lacking else None)
-            status.append("partial" if why else "ok")
-            whys.append(why)
+        failed = not sound["image"][row] and not sound["text"][row]
+        whys.append(reason or (NO_FEATURE if failed else f"{lacking[0]} {NO_FEATURE}" if lacking else None))
+        status.append("failed" if failed else "partial" if whys[-1] else "ok")
     return status, whys
-
-
-def _create(source: FeatureSource, root: StorePath) -> None:
-    place = str(source.root)
-    with _spool(source.rows(), sample_schema(source.labels)) as index:
-        if not len(index):
-            raise CorpusError(f"{place} holds no rows")
-        facts: dict[str, Any] = {"kind": source.kind, "labels": source.labels, "digest": source.digest()}
-        corpus = CorpusRecord(location=place, root=str(as_root(place).resolve()), rows=len(index), **facts)
-        create_store(root, corpus, index)
 
 
 @contextmanager

@@ -19,8 +19,7 @@ from mmkd.base.errors import CorpusError
 from mmkd.store.card import TeacherCard
 from mmkd.store.convert.importing import Features, exact_encoding, imported_card, missing_features
 from mmkd.store.convert.torch_file import MAX_FILE_BYTES, read_tensors
-from mmkd.store.encoding import Encoding
-from mmkd.store.layout import TOWERS, check_slug
+from mmkd.store.layout import TOWERS, Encoding, check_slug
 from mmkd.store.record import FIXED_NAMES
 
 KIND = "mmkd-release"

@@ -29,15 +29,15 @@ from mmkd.store.writer import iter_shards
 ImageMode = Literal["link", "copy", "none"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class OriginalReport:
     """Counts of one export in the release's layout."""
 
-    samples: int
-    left_out: int
+    samples: int = 0
+    left_out: int = 0
     """Rows without any feature."""
-    images: int
-    images_missing: int
+    images: int = 0
+    images_missing: int = 0
     """Samples whose image could not be copied; their `imgpath` names a file that is not there."""
     incomplete: int = 0
     """Samples of which no teacher has both features: their `available_clips` is empty, the release's loader fails."""
@@ -63,13 +63,13 @@ def export_original(
     files = files or imported_files(store)
     out.mkdir(parents=True, exist_ok=True)
     further = ("modality", *(label for label in store.record.labels if label not in LINE))
-    unfinished, counts = out / f".meta.jsonl{TEMPORARY_SUFFIX}", Counter[str]()
+    unfinished, report = out / f".meta.jsonl{TEMPORARY_SUFFIX}", OriginalReport()
     with disk_errors(out), unfinished.open("w", encoding="utf-8") as lines:
         for span in iter_shards(store.record):
             for row in store.sample_table(filter=in_rows(span)).to_pylist():
                 tensors, complete = _row_tensors(store, names, valid, row)
                 if not tensors:
-                    counts["left out"] += 1
+                    report.left_out += 1
                     continue
                 folder, name = _folder_and_id(row["key"])
                 for file in files:
@@ -81,21 +81,16 @@ def export_original(
                 image = row["uri"]
                 if image is not None and images != "none":
                     image, copied = _copy_image(store, row, out, f"images/{folder}/{name}", images)
-                    counts["images" if copied else "missing"] += 1
+                    report.images += copied
+                    report.images_missing += not copied
                 line = {"folderid": folder, "id": name, "imgpath": image, "metapath": row.get("metapath")}
                 line |= {"txt": row["caption"], "available_clips": complete}
                 line |= {label: row[label] for label in further if row[label] is not None}
                 lines.write(json.dumps(line, ensure_ascii=False) + "\n")
-                counts["samples"] += 1
-                counts["incomplete"] += not complete
+                report.samples += 1
+                report.incomplete += not complete
     unfinished.replace(out / "meta.jsonl")
-    return OriginalReport(
-        samples=counts["samples"],
-        left_out=counts["left out"],
-        images=counts["images"],
-        images_missing=counts["missing"],
-        incomplete=counts["incomplete"],
-    )
+    return report
 
 
 def _losses(store: FeatureStore, names: dict[str, str], valid: dict[str, NDArray[np.uint8]]) -> Iterator[Loss]:

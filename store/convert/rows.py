@@ -20,8 +20,7 @@ from mmkd.base.places.remote import StorePath, as_root
 from mmkd.store.card import TeacherCard
 from mmkd.store.convert.importing import Features, part_slices
 from mmkd.store.convert.losses import refuse_losses, store_losses
-from mmkd.store.encoding import Encoding
-from mmkd.store.layout import TOWERS
+from mmkd.store.layout import TOWERS, Encoding
 from mmkd.store.reader import FeatureStore
 from mmkd.store.samples import in_rows
 from mmkd.store.selections import read_selection
@@ -58,8 +57,14 @@ class StoreRows:
                         f"{slug} has digest {first.card(slug).digest} in {first.root} and {store.card(slug).digest} "
                         f"in {store.root}; features of different teachers are not mixed under one name"
                     )
-        for store, rows in parts:
-            _refuse_links(store, rows)
+        for (store, rows), span in ((part, span) for part in parts for span in part[0].record.spans()):
+            # Views and further captions: the rows that they name would have other numbers.
+            begin, end = span.rows.start, span.rows.stop
+            if span.corpus.towers != TOWERS and len(linked := rows[(rows >= begin) & (rows < end)]):
+                raise UserError(
+                    f"row {linked[0]} of {store.root} is a view or a caption of other rows, which does not go into "
+                    'another store yet; leave such rows out with --where "view_number is null and caption_kind is null"'
+                )
         losses = (loss for store, rows in parts for loss in store_losses(store, rows, self._slugs))
         refuse_losses("the new store", losses, allow_loss)
         self.root = _common_root({span.corpus.root for store, _ in parts for span in store.record.spans()})
@@ -97,16 +102,6 @@ class StoreRows:
             pieces = [self.parts[i][0].features(slug, tower)[self.parts[i][1][part]] for i, part, _ in slices]
             out[slug, tower] = np.concatenate(pieces)
         return out, [None] * len(rows)
-
-
-def _refuse_links(store: FeatureStore, rows: NDArray[np.int64]) -> None:
-    """Raise UserError for views and further captions: the rows that they name would have other numbers."""
-    for span in store.record.spans():
-        if span.corpus.towers != TOWERS and len(linked := rows[(rows >= span.rows.start) & (rows < span.rows.stop)]):
-            raise UserError(
-                f"row {linked[0]} of {store.root} is a view or a caption of other rows, which does not go into another "
-                'store yet; leave such rows out with --where "view_number is null and caption_kind is null"'
-            )
 
 
 def _common_root(roots: set[str]) -> StorePath:

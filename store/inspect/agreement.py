@@ -99,8 +99,7 @@ def nearest(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     cosines = values @ values.T
     np.fill_diagonal(cosines, -np.inf)
     # A copy: a view would keep all n x n indices in memory.
-    indices: NDArray[np.int64] = np.argpartition(cosines, -k, axis=1)[:, -k:].copy()
-    return indices
+    return np.argpartition(cosines, -k, axis=1)[:, -k:].copy()
 
 
 def mutual_neighbors(first: NDArray[np.int64], second: NDArray[np.int64]) -> float:

@@ -53,9 +53,7 @@ class Coverage:
     def as_json(self) -> dict[str, Any]:
         """Return the map as plain values, holes as ranges."""
         return {
-            slug: {
-                "holes": self.holes(slug),
-            }
+            slug: {"holes": self.holes(slug)}
             | {
                 tower: [None if math.isnan(one) else round(one, 4) for one in share[index].tolist()]
                 for tower, share in self.share.items()

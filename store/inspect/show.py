@@ -126,7 +126,8 @@ def _view_teacher(
 ) -> TeacherView:
     valid, towers = store.valid(slug), store.card(slug).towers
     bits = int(valid[row])
-    norms = {tower: _norm(store.features(slug, tower)[row]) for tower in towers if bits & SOUND_BIT[tower]}
+    sound = {tower: store.features(slug, tower)[row] for tower in towers if bits & SOUND_BIT[tower]}
+    norms = {tower: float(np.linalg.norm(values.astype(np.float64))) for tower, values in sound.items()}
     cosine = caption_rank = image_rank = None
     pool = others[:0]
     if towers == TOWERS:
@@ -138,19 +139,18 @@ def _view_teacher(
         cosine = float(own_image @ own_text) if pair else None
         caption_rank = _rank(unit(text[pool]) @ own_image, cosine)
         image_rank = _rank(unit(image[pool]) @ own_text, cosine)
-    tower: Tower | None = next(iter(norms), None)
+    tower: Tower | None = next(iter(sound), None)
     near: tuple[Neighbor, ...] = ()
-    if tower is not None and truly_sound(store.features(slug, tower)[row : row + 1])[0]:
-        query = store.features(slug, tower)[row]
+    if tower is not None and truly_sound(sound[tower][None])[0]:
         within = None if len(searched) < SEARCHED_ROWS else searched
-        rows, cosines = nearest_rows(store, slug, tower, query, k + 1, within)
+        rows, cosines = nearest_rows(store, slug, tower, sound[tower], k + 1, within)
         found = zip(rows.tolist(), cosines.tolist(), sample_rows(store, rows).to_pylist(), strict=True)
         near = tuple(Neighbor(n, s["key"], value, s["caption"]) for n, value, s in found if n != row)[:k]
     return TeacherView(
         slug=slug,
         extracted=(row // store.record.rows_per_shard, slug) in store.ledger,
-        image_norm=norms.get("image"),
-        text_norm=norms.get("text"),
+        image_norm=norm if math.isfinite(norm := norms.get("image", math.nan)) else None,
+        text_norm=norm if math.isfinite(norm := norms.get("text", math.nan)) else None,
         cosine=cosine,
         caption_rank=caption_rank,
         image_rank=image_rank,
@@ -158,10 +158,6 @@ def _view_teacher(
         neighbors=near,
         neighbors_by=tower,
     )
-
-
-def _norm(values: NDArray[np.floating[Any]]) -> float | None:
-    return norm if math.isfinite(norm := float(np.linalg.norm(values.astype(np.float64)))) else None
 
 
 def _rank(others: NDArray[np.float32], own: float | None) -> int | None:

@@ -57,8 +57,7 @@ class StoreStatistics:
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as plain values: NaN becomes None, matrices lists of lists."""
-        plain: dict[str, Any] = plain_values(asdict(self))
-        return plain
+        return dict(plain_values(asdict(self)))
 
 
 def store_statistics(

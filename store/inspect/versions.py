@@ -16,7 +16,7 @@ from pydantic import Field
 from mmkd.base.errors import CorruptStoreError, UserError
 from mmkd.base.files import create_atomically, list_folder
 from mmkd.base.places.remote import StorePath
-from mmkd.store.hierarchy import SEAL, Document, parse_document, read_file, read_json, seal_of
+from mmkd.store.hierarchy import Document, encode_sealed, read_file, read_sealed
 from mmkd.store.inspect.coverage import ranges_of, shard_ranges
 from mmkd.store.layout import check_slug, is_slug, sample_part
 from mmkd.store.reader import FeatureStore
@@ -104,9 +104,7 @@ def make_tag(store: FeatureStore, name: str) -> Tag:
     parts = content.digests()
     now = datetime.now(UTC).isoformat(timespec="seconds")
     tag = Tag(name=name, created=now, digest=_digest(parts), parts=parts)
-    fields = tag.model_dump(mode="json")
-    data = json.dumps(fields | {SEAL: seal_of(fields)}, indent=1) + "\n"
-    if create_atomically(store.root / FOLDER / f"{name}.json", data.encode()):
+    if create_atomically(store.root / FOLDER / f"{name}.json", encode_sealed(tag)):
         return tag
     there = read_tag(store.root, name)
     if changes := there.changes(content):
@@ -120,10 +118,7 @@ def make_tag(store: FeatureStore, name: str) -> Tag:
 def read_tag(root: StorePath, name: str) -> Tag:
     """Read a tag. Raises CorruptStoreError if its file was changed after it was written."""
     path = root / FOLDER / f"{name}.json"
-    content = read_json(path)
-    if content.pop(SEAL, None) != seal_of(content):
-        raise CorruptStoreError(f"{path} was changed after it was written; put the file back from a copy")
-    tag = parse_document(Tag, content, path)
+    tag = read_sealed(Tag, path, "; put the file back from a copy")
     if tag.name != name or tag.digest != _digest(tag.parts):
         raise CorruptStoreError(f"{path} is the tag {tag.name!r}, or not of its digest; put the file back from a copy")
     return tag

@@ -166,5 +166,4 @@ def _plain(figure: go.Figure, height: int, top: int = 30) -> Chart:
         plot_bgcolor="rgba(0,0,0,0)",
         dragmode=False,
     )
-    plain: Chart = plain_values(figure.to_dict())
-    return plain
+    return plain_values(figure.to_dict())

@@ -135,8 +135,7 @@ def judge(columns: Columns, rule: SelectionRule, progress: Progress | None = Non
     """Return the pairs a rule keeps, bool (N, T), and its thresholds."""
     specs = list(dict.fromkeys(scores_of(rule.keep)))
     decide = Judge(columns, compute_scores(columns, specs, rule.seed, progress))
-    kept = decide.apply(rule.keep)
-    return kept, decide.lines
+    return decide.apply(rule.keep), decide.lines
 
 
 def compute_scores(

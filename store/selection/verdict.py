@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmkd.base.conditions import parse_condition
-from mmkd.base.errors import ConfigError, UserError
+from mmkd.base.errors import ConfigError, UserError, did_you_mean
 from mmkd.store.selection.rule import (
     OTHERS,
     CosineRule,
@@ -132,8 +132,7 @@ class Judge:
         for slug, named in rule.teachers.items():
             for home in named:
                 if home not in values:
-                    nearest = difflib.get_close_matches(home, values, n=1)
-                    hint = f"did you mean {nearest[0]!r}?" if nearest else f"it holds {', '.join(values) or 'nothing'}"
+                    hint = did_you_mean(home, values, f"it holds {', '.join(values) or 'nothing'}")
                     raise ConfigError(f"home of {slug}: no row of column {rule.column!r} is {home!r}; {hint}")
         # The last place stands for a missing value.
         known = np.full((len(values) + 1, len(slugs)), rule.unlisted == "keep")

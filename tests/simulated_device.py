@@ -13,22 +13,6 @@ import torch
 from mmkd.extract.device import Accelerator, Encode, Pass, Wait
 
 
-@dataclass(frozen=True)
-class _SimulatedPass:
-    features: torch.Tensor
-    began: float
-    over: float
-    there: float
-    """When the features are in main memory."""
-
-    def wait(self) -> torch.Tensor:
-        _sleep_until(self.there)
-        return self.features
-
-    def seconds(self) -> float:
-        return self.over - self.began
-
-
 @dataclass(eq=False)
 class SimulatedDevice(Accelerator):
     """Passes run one behind another, each after the copies that were begun before it. `encode` is called on the host
@@ -90,7 +74,8 @@ class SimulatedDevice(Accelerator):
         self._first = min(self._first, began)
         self._over = over = max(began + spent, time.perf_counter() if self.launch_seconds else 0.0)
         self.busy_seconds += spent
-        return _SimulatedPass(features, began, over, over + features.nbytes / self.bandwidth)
+        there = over + features.nbytes / self.bandwidth
+        return Pass(features, lambda: _sleep_until(there), lambda: over - began)
 
     def release(self) -> None:
         _sleep_until(self._over)
