@@ -174,6 +174,9 @@ class PolicyConfig(Frozen):
     by: Literal["caption", "corpus"] = "caption"
     """Score that `best` compares, in standard deviations of each teacher. `caption`: the cosine of image and caption.
     `corpus`: the largest cosine of the image with any caption of the run, which a wrong caption does not change."""
+    keys: Literal["all", "known"] = "all"
+    """Rows over which term `relational` spreads a teacher's similarities. `known`, for `by: corpus`: captions and
+    images that other teachers know better lose their share, so that no teacher judges what it does not know."""
     drop: Share = 0.0
     """Chance to leave out a teacher of a sample, but never the one with the largest loss (UNIC, arXiv 2408.05088)."""
 
@@ -183,6 +186,8 @@ class PolicyConfig(Frozen):
             raise ValueError("`weights` and `kind: weighted` go together")
         if self.by == "corpus" and self.kind != "best":
             raise ValueError(f"`by: corpus` goes with `kind: best`, here `kind: {self.kind}`")
+        if self.keys == "known" and self.by != "corpus":
+            raise ValueError(f"`keys: known` goes with `by: corpus`, here `by: {self.by}`")
         if min(self.weights.values(), default=0) < 0:
             raise ValueError("weights must not be negative")
         return self

@@ -191,12 +191,16 @@ class Similarities:
     rows: PairFeatures
     keys: PairFeatures
     scale: torch.Tensor
+    known: torch.Tensor | None = None
+    """Added to the logits of the keys' texts, images: float (2, ..., K)."""
 
     def log_softmax(self, span: slice, available_K: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Image to text and text to image of these rows, each (..., Q, K), over the available keys."""
         rows = self.rows.rows(span)
         to_text = self.scale * rows.image @ self.keys.text.mT
         to_image = self.scale * rows.text @ self.keys.image.mT
+        if self.known is not None:
+            to_text, to_image = to_text + self.known[0, ..., None, :], to_image + self.known[1, ..., None, :]
         if available_K is not None:
             lowest = torch.finfo(to_text.dtype).min
             missing_1K = ~available_K[..., None, :]
@@ -209,7 +213,7 @@ def relational_loss(student: Similarities, teacher: Similarities) -> torch.Tenso
     ``p_ij = softmax_j(a t_img_i . t_txt_j)``, ``q_ij = softmax_j(b s_img_i . s_txt_j)``, ``v_i = sum_j p_ij log(p_ij /
     q_ij)``, averaged with the same of texts against images: CRD of CLIP-KD (arXiv 2307.12732), affinity mimicking of
     TinyCLIP (arXiv 2309.12314) up to the teacher's entropy, a constant. Keys that the teacher lacks are left out of
-    both softmaxes."""
+    both softmaxes; with `known`, keys that other teachers know better lose their share of p and stay in q."""
     available_K = teacher.keys.available
 
     def some(span: slice) -> torch.Tensor:
@@ -228,7 +232,8 @@ class Comparison:
     student's rows, likewise, in its own space. scale: of logits against the teachers' keys, (T, 1, 1) or a scalar.
     student_scale: of the student's own logits. teacher_scale: (T, 1, 1) of each teacher's own logits. banks: rows of
     each teacher's bank, when there is one. feature_kind: distance of the feature term. towers: float (T, 2),
-    1 where the teacher has an image tower, a text tower; None when all have both."""
+    1 where the teacher has an image tower, a text tower; None when all have both. known: float (2, T, K), see
+    `Policy.knowledge`; None to take a teacher's similarities of all keys as they are."""
 
     mapped: PairFeatures
     teachers: PairFeatures
@@ -241,6 +246,7 @@ class Comparison:
     banks: Sequence[PairFeatures]
     feature_kind: FeatureKind
     towers: torch.Tensor | None = None
+    known: torch.Tensor | None = None
 
     def feature(self) -> torch.Tensor:
         """Return `feature_loss`, float (T, Q)."""
@@ -260,4 +266,5 @@ class Comparison:
     def relational(self) -> torch.Tensor:
         """Return `relational_loss`, float (T, Q)."""
         student = Similarities(self.own, self.every, self.student_scale)
-        return relational_loss(student, Similarities(self.teachers, self.all_teachers, self.teacher_scale))
+        teacher = Similarities(self.teachers, self.all_teachers, self.teacher_scale, self.known)
+        return relational_loss(student, teacher)

@@ -89,6 +89,9 @@ class Objective(nn.Module):
         if self.config.mixed_teachers:
             prepared = [mix_teachers(prepared, shares)]
             shares = shares.sum(dim=1, keepdim=True)
+        known = self.side.policy.knowledge(batch)
+        if known is not None:
+            known = world.gather(known).permute(2, 1, 0)
         banks = None if self.side.bank is None else self.side.bank.at(batch.step, world.gather(rows))
         columns: dict[str, list[torch.Tensor]] = {name: [rows] * len(prepared) for name in self.config.teacher_terms}
         both = torch.cat([student.image, student.text])
@@ -112,6 +115,7 @@ class Objective(nn.Module):
                 banks=[banks[number] for number in numbers] if banks else (),
                 feature_kind=self.config.feature_kind,
                 towers=None if self.has_tower is None else self.has_tower[numbers],
+                known=None if known is None else known[:, numbers],
             )
             for name in self.config.teacher_terms:
                 for number, found_b in zip(numbers, TERMS[name](compared), strict=True):

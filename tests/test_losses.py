@@ -204,6 +204,21 @@ def test_relational_loss_is_the_definition_over_the_rows_that_the_teacher_has() 
     assert np.allclose(found[kept], expected, rtol=1e-10)
 
 
+def test_what_others_know_better_loses_its_share_of_the_teachers_similarities() -> None:
+    s, t, student_scale, scale = (rows(2), rows(3)), (rows(4), rows(5)), torch.tensor(9.0), torch.tensor(4.0)
+    shares = np.random.default_rng(0).uniform(0.01, 1, size=(2, N))
+    student, teacher = pairs(*s, GROUPS), pairs(*t, GROUPS)
+    known = Similarities(teacher, teacher, scale, torch.from_numpy(shares).log())
+    found = relational_loss(Similarities(student, student, student_scale), known)
+    expected = np.zeros(N)
+    for way, (a, b) in enumerate(((0, 1), (1, 0))):
+        p = shares[way] * np.exp(4 * (np.asarray(t[a]) @ np.asarray(t[b]).T))
+        q = np.exp(9 * (np.asarray(s[a]) @ np.asarray(s[b]).T))
+        p, q = (part / part.sum(1, keepdims=True) for part in (p, q))
+        expected += (p * np.log(p / q)).sum(1) / 2
+    assert np.allclose(found.numpy(), expected, rtol=1e-10)
+
+
 def test_a_student_like_its_teacher_has_nothing_to_learn_from_relations() -> None:
     s = pairs(rows(2), rows(3), GROUPS)
     side = Similarities(s, s, torch.tensor(4.0))
