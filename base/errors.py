@@ -4,12 +4,17 @@ the next step. The command line prints them as they are and exits with status 1.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
 class MmkdError(Exception):
     """Base of all errors of this project."""
+
+    def __str__(self) -> str:
+        """Return one line: control characters in a value that is quoted stay visible, those of a terminal too."""
+        return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], super().__str__())
 
 
 class UserError(MmkdError):

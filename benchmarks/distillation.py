@@ -54,6 +54,7 @@ from mmkd.distill.presets import compose
 from mmkd.distill.world import World
 from mmkd.evaluate.heads.torch_training import reproducible
 from mmkd.evaluate.metrics import macro_auroc
+from mmkd.store.layout import TOWERS, Tower
 
 DOCS = Path(__file__).parent.parent / "docs" / "distillation.md"
 BATCH, STEPS, LEARNING_RATE, WARM_UP, WEIGHT_DECAY = 64, 120, 3e-3, 20, 0.05
@@ -156,6 +157,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "distil and cross 1": {"loss": {"cross": 1.0}},
     "pairs alone, only captions that fit": _loss(task=1.0) | _ALL | {"select": True},
     "distil, only captions that fit": {"select": True},
+    "distil, keys known": {"policy": {"keys": "known"}},
+    "distil, task 0.1, keys known": {"loss": {"task": 0.1}, "policy": {"keys": "known"}},
 }
 SHORT = tuple(RECIPES)[:3]
 """Recipes of every scenario; the first two scenarios have all."""
@@ -188,6 +191,11 @@ class Teachers:
     def dims(self) -> tuple[int, ...]:
         """Widths."""
         return tuple(part.shape[1] for part in self.image)
+
+    @property
+    def towers(self) -> tuple[tuple[Tower, ...], ...]:
+        """Every teacher has both."""
+        return (TOWERS,) * len(self.slugs)
 
     def gather(self, rows: np.ndarray) -> tuple[TeacherTargets, ...]:
         """See `TeacherFeatures.gather`."""

@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmkd.base.arithmetic import peak_tflops
-from mmkd.distill.student import Towers, preprocessing
+from mmkd.distill.student import Towers, image_size
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,8 @@ class Arithmetic:
 def count_arithmetic(towers: Towers, context: int, ranks: int, *, half: bool) -> Arithmetic:
     """Count the forward pass of one pair whose caption fills the context; backward takes twice as much for towers that
     learn. What a step computes twice (GradCache, checkpointing) counts once."""
-    size, device = preprocessing(towers.student).size, towers.mean.device
-    height, width = (size, size) if isinstance(size, int) else size
-    image = torch.zeros(1, 3, height, width, dtype=torch.uint8, device=device)
+    device = towers.mean.device
+    image = torch.zeros(1, 3, *image_size(towers.student), dtype=torch.uint8, device=device)
     tokens = torch.ones(1, context, dtype=torch.long, device=device)
     training, fast = towers.training, torch.backends.mha.get_fastpath_enabled()
     learned = {name for name, parameter in towers.student.named_parameters() if parameter.requires_grad}

@@ -20,8 +20,8 @@ from pydantic import (
 )
 
 from mmkd.base.config import Frozen, read_mapping, validated, without_repeats
-from mmkd.distill.losses import DEFAULT_WEIGHTS, TERMS, FeatureKind
 from mmkd.distill.presets import SCHEMES, compose
+from mmkd.distill.terms import DEFAULT_WEIGHTS, TERMS, FeatureKind
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Names = Annotated[tuple[str, ...], AfterValidator(without_repeats)]
@@ -130,7 +130,7 @@ _WEIGHTS: Any = {name: (NonNegativeFloat, DEFAULT_WEIGHTS.get(name, 0.0)) for na
 
 
 class LossConfig(create_model("TermWeights", __base__=Frozen, **_WEIGHTS)):  # type: ignore[misc]
-    """`total = sum of weight * term`, with a weight for `task` and each of `losses.TERMS`; see docs/losses.md."""
+    """`total = sum of weight * term`, with a weight for `task` and each of `terms.TERMS`; see docs/losses.md."""
 
     task: NonNegativeFloat = 1.0
     feature_kind: FeatureKind = "cosine"
@@ -174,6 +174,9 @@ class PolicyConfig(Frozen):
     by: Literal["caption", "corpus"] = "caption"
     """Score that `best` compares, in standard deviations of each teacher. `caption`: the cosine of image and caption.
     `corpus`: the largest cosine of the image with any caption of the run, which a wrong caption does not change."""
+    keys: Literal["all", "known"] = "all"
+    """Rows over which term `relational` spreads a teacher's similarities. `known`, for `by: corpus`: captions and
+    images that other teachers know better lose their share, so that no teacher judges what it does not know."""
     drop: Share = 0.0
     """Chance to leave out a teacher of a sample, but never the one with the largest loss (UNIC, arXiv 2408.05088)."""
 
@@ -183,6 +186,8 @@ class PolicyConfig(Frozen):
             raise ValueError("`weights` and `kind: weighted` go together")
         if self.by == "corpus" and self.kind != "best":
             raise ValueError(f"`by: corpus` goes with `kind: best`, here `kind: {self.kind}`")
+        if self.keys == "known" and self.by != "corpus":
+            raise ValueError(f"`keys: known` goes with `by: corpus`, here `by: {self.by}`")
         if min(self.weights.values(), default=0) < 0:
             raise ValueError("weights must not be negative")
         return self

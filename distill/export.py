@@ -29,7 +29,7 @@ from mmkd.distill.provenance import TEXT, RunRecord
 from mmkd.distill.student import (
     HF_NAMES,
     build_student,
-    image_side,
+    image_size,
     preprocessing,
     set_preprocessing,
     student_tokenizer,
@@ -89,7 +89,7 @@ def export(run: Path, out: Path, graphs: Sequence[GraphFormat] = (), checkpoint:
             (new / "README.md").write_text(model_card(facts, record))
             for kind in graphs:
                 # Pictures of noise, float32 (3, 3, H, W).
-                transform, side = image_transform_v2(preprocessing(student), is_train=False), image_side(student)
+                transform, side = image_transform_v2(preprocessing(student), is_train=False), max(image_size(student))
                 noise = [Image.effect_noise((side, side), 40 * n).convert("RGB") for n in (1, 2, 3)]
                 images, tokens = torch.stack([*map(transform, noise)]), student_tokenizer(str(network))(list(_WORDS))
                 facts[kind] = write_graphs(student, images, tokens, kind, new / kind)

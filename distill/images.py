@@ -26,7 +26,7 @@ from mmkd.base.images.uri import image_source
 from mmkd.base.text import counted
 from mmkd.distill.config import DataConfig
 from mmkd.distill.pairs import Pairs
-from mmkd.distill.student import image_side, student_pixels
+from mmkd.distill.student import image_size, student_pixels
 from mmkd.store import FeatureStore
 from mmkd.store.inputs import Inputs, inputs_file
 
@@ -112,13 +112,13 @@ def train_pictures(
 ) -> Pictures:
     """Return the source of the pixels that these rows are trained with. Raises ConfigError for `data.decode: device`
     without inputs in the store; IncompleteStoreError, UserError as `row_images`."""
-    images = row_images(store, pairs, data.images, image_side(student))
+    images = row_images(store, pairs, data.images, max(image_size(student)))
     if data.decode == "workers":
         return partial(image_batches, images, student_pixels(student, data.crop_scale))
     if not isinstance(images, StoredImages):
         raise ConfigError(
             "data.decode: device decodes the JPEGs that the store keeps, and these rows are read from the corpus; run "
-            f"`mmkd extract` with --keep-inputs {image_side(student)}, or set data.decode to `workers`"
+            f"`mmkd extract` with --keep-inputs {max(image_size(student))}, or set data.decode to `workers`"
         )
     crop: RandomResizedCrop = student_pixels(student, data.crop_scale).transforms[0]
     return partial(_device_batches, images, crop, device)

@@ -21,6 +21,13 @@ from mmkd.base.install import install_command
 from mmkd.distill.prepare import Run
 
 _SECONDS_A_LINE = 60.0
+_RATES = (
+    ("samples_per_second", ".0f", "samples/s"),
+    ("data_wait_share", ".0%", "waiting"),
+    ("memory_gb", ".1f", "GB"),
+    ("tflops", ".3g", "TFLOP/s"),
+    ("mfu", ".0%", "MFU"),
+)
 
 Values = Mapping[str, float]
 Board = Callable[[int, Values], None]
@@ -29,6 +36,10 @@ Board = Callable[[int, Values], None]
 
 def _below(prefix: str, values: Values) -> dict[str, str]:
     return {name[len(prefix) :]: f"{value:.3f}" for name, value in values.items() if name.startswith(prefix)}
+
+
+def _rates(values: Values) -> dict[str, str]:
+    return {name: f"{values[key]:{form}}" for key, form, name in _RATES if key in values}
 
 
 class Terminal:
@@ -40,16 +51,7 @@ class Terminal:
     def __call__(self, step: int, values: Values) -> None:
         """Show the numbers of this step; rates and memory under short names."""
         self.bar.update(step + 1 - self.bar.n)
-        shown = _below("loss/", values)
-        if "samples_per_second" in values:
-            shown |= {
-                "samples/s": f"{values['samples_per_second']:.0f}",
-                "wait": f"{values['data_wait_share']:.0%}",
-                "GB": f"{values['memory_gb']:.1f}",
-            }
-        if "mfu" in values:
-            shown["MFU"] = f"{values['mfu']:.0%}"
-        self.bar.set_postfix(shown)
+        self.bar.set_postfix(_below("loss/", values) | _rates(values))
 
 
 class Lines:
@@ -65,14 +67,7 @@ class Lines:
             return
         self.due = now + _SECONDS_A_LINE
         shown = [f"{name} {value}" for name, value in (scores or _below("loss/", values)).items()]
-        if "samples_per_second" in values:
-            shown += [
-                f"{values['samples_per_second']:.0f} samples/s",
-                f"{values['data_wait_share']:.0%} waiting for data",
-                f"{values['memory_gb']:.1f} GB",
-            ]
-        if "tflops" in values:
-            shown.append(f"{values['tflops']:.3g} TFLOP/s" + (f", MFU {values['mfu']:.0%}" if "mfu" in values else ""))
+        shown += [f"{value} {name}" for name, value in _rates(values).items()]
         sys.stderr.write(f"step {step + 1:,} of {self.total:,}: {', '.join(shown)}\n")
         sys.stderr.flush()
 

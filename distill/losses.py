@@ -1,17 +1,18 @@
 """Losses: the value of a term for each row. The objective reduces rows, teachers and ranks to one number. Shape
 letters: Q query rows (this rank's), K keys (all ranks' and the bank's), D or E width; in front of them T teachers of
-one width. A teacher's term is a function of a `Comparison` and one line in `TERMS`."""
+one width. A teacher's term is a function of a `Comparison` and one line in `terms.TERMS`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
+
+from mmkd.distill.terms import FeatureKind
 
 INITIAL_LOG_SCALE = math.log(1 / 0.07)
 """Initial logarithm of a learned temperature."""
@@ -21,9 +22,6 @@ MAX_LOG_SCALE = math.log(100)
 BLOCK = 1 << 25
 """Most logits of one direction that are held at once, 128 MiB in float32; what is made of them takes a few times as
 much. Above it, rows are compared some at a time, and again on the way back."""
-
-FeatureKind = Literal["cosine", "mse", "smooth_l1"]
-FEATURE_KINDS: tuple[FeatureKind, ...] = get_args(FeatureKind)
 
 
 @dataclass(frozen=True)
@@ -170,14 +168,8 @@ def _distance(student_QE: torch.Tensor, teacher_QE: torch.Tensor, kind: FeatureK
     return F.smooth_l1_loss(root * student_QE, root * teacher_QE, reduction="none").mean(-1)
 
 
-def cross_loss(student: PairFeatures, teacher: PairFeatures, scale: torch.Tensor) -> torch.Tensor:
-    """ICL of CLIP-KD (arXiv 2307.12732), float (..., Q). ``1/2 [ contrast(s_img, T_txt) + contrast(s_txt, T_img) ]``.
-    student: this rank's rows in the teacher's space. teacher: the teacher's rows of the whole batch."""
-    return both_ways(student, teacher, scale)
-
-
 def bank_loss(student: PairFeatures, teacher: PairFeatures, bank: PairFeatures, scale: torch.Tensor) -> torch.Tensor:
-    """`cross_loss` with the bank's rows as further keys, float (Q,). ``1/2 [ contrast(s_img, T_txt + B_txt) +
+    """`Comparison.cross` with the bank's rows as further keys, float (Q,). ``1/2 [ contrast(s_img, T_txt + B_txt) +
     contrast(s_txt, T_img + B_img) ]``, + for one list after the other. Unlike a queue of momentum features (MoCo, arXiv
     1911.05722) these keys never age: the teacher does not move. A bank row with the caption of a query is a positive.
     Rows of the batch itself must not be available in the bank, so that no key counts twice; with a bank of all rows the
@@ -199,12 +191,16 @@ class Similarities:
     rows: PairFeatures
     keys: PairFeatures
     scale: torch.Tensor
+    known: torch.Tensor | None = None
+    """Added to the logits of the keys' texts, images: float (2, ..., K)."""
 
     def log_softmax(self, span: slice, available_K: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Image to text and text to image of these rows, each (..., Q, K), over the available keys."""
         rows = self.rows.rows(span)
         to_text = self.scale * rows.image @ self.keys.text.mT
         to_image = self.scale * rows.text @ self.keys.image.mT
+        if self.known is not None:
+            to_text, to_image = to_text + self.known[0, ..., None, :], to_image + self.known[1, ..., None, :]
         if available_K is not None:
             lowest = torch.finfo(to_text.dtype).min
             missing_1K = ~available_K[..., None, :]
@@ -217,7 +213,7 @@ def relational_loss(student: Similarities, teacher: Similarities) -> torch.Tenso
     ``p_ij = softmax_j(a t_img_i . t_txt_j)``, ``q_ij = softmax_j(b s_img_i . s_txt_j)``, ``v_i = sum_j p_ij log(p_ij /
     q_ij)``, averaged with the same of texts against images: CRD of CLIP-KD (arXiv 2307.12732), affinity mimicking of
     TinyCLIP (arXiv 2309.12314) up to the teacher's entropy, a constant. Keys that the teacher lacks are left out of
-    both softmaxes."""
+    both softmaxes; with `known`, keys that other teachers know better lose their share of p and stay in q."""
     available_K = teacher.keys.available
 
     def some(span: slice) -> torch.Tensor:
@@ -236,7 +232,8 @@ class Comparison:
     student's rows, likewise, in its own space. scale: of logits against the teachers' keys, (T, 1, 1) or a scalar.
     student_scale: of the student's own logits. teacher_scale: (T, 1, 1) of each teacher's own logits. banks: rows of
     each teacher's bank, when there is one. feature_kind: distance of the feature term. towers: float (T, 2),
-    1 where the teacher has an image tower, a text tower; None when all have both."""
+    1 where the teacher has an image tower, a text tower; None when all have both. known: float (2, T, K), see
+    `Policy.knowledge`; None to take a teacher's similarities of all keys as they are."""
 
     mapped: PairFeatures
     teachers: PairFeatures
@@ -249,28 +246,25 @@ class Comparison:
     banks: Sequence[PairFeatures]
     feature_kind: FeatureKind
     towers: torch.Tensor | None = None
+    known: torch.Tensor | None = None
 
+    def feature(self) -> torch.Tensor:
+        """Return `feature_loss`, float (T, Q)."""
+        return feature_loss(self.mapped, self.teachers, self.feature_kind, self.towers)
 
-def _bank_term(c: Comparison) -> torch.Tensor:
-    # One after the other: stacking would copy every bank again.
-    scales = c.scale.expand(len(c.banks), 1, 1)
-    values = [bank_loss(c.mapped.of(t), c.all_teachers.of(t), bank, scales[t]) for t, bank in enumerate(c.banks)]
-    return torch.stack(values)
+    def cross(self) -> torch.Tensor:
+        """ICL of CLIP-KD (arXiv 2307.12732), float (T, Q): ``1/2 [ contrast(s_img, T_txt) + contrast(s_txt, T_img) ]``,
+        of this rank's rows in the teacher's space against the teacher's rows of the whole batch."""
+        return both_ways(self.mapped, self.all_teachers, self.scale)
 
+    def bank(self) -> torch.Tensor:
+        """Return `bank_loss`, float (T, Q), one teacher after the other: stacking would copy every bank again."""
+        scales = self.scale.expand(len(self.banks), 1, 1)
+        mapped, keys = self.mapped, self.all_teachers
+        return torch.stack([bank_loss(mapped.of(t), keys.of(t), bank, scales[t]) for t, bank in enumerate(self.banks)])
 
-Term = Callable[[Comparison], torch.Tensor]
-"""Value of each row for each teacher, float (T, Q); rows that a teacher lacks may hold anything finite."""
-
-TERMS: dict[str, Term] = {
-    "feature": lambda c: feature_loss(c.mapped, c.teachers, c.feature_kind, c.towers),
-    "cross": lambda c: cross_loss(c.mapped, c.all_teachers, c.scale),
-    "bank": _bank_term,
-    "relational": lambda c: relational_loss(
-        Similarities(c.own, c.every, c.student_scale), Similarities(c.teachers, c.all_teachers, c.teacher_scale)
-    ),
-}
-"""Terms that ask teachers; each is a weight of its name in a run's `loss:`, by default that of `DEFAULT_WEIGHTS` or
-0."""
-ONE_TOWER_TERMS = frozenset({"feature"})
-"""Terms that learn from the one tower of a teacher without the other; all others leave such teachers out."""
-DEFAULT_WEIGHTS: Mapping[str, float] = {"feature": 1.0, "cross": 1.0}
+    def relational(self) -> torch.Tensor:
+        """Return `relational_loss`, float (T, Q)."""
+        student = Similarities(self.own, self.every, self.student_scale)
+        teacher = Similarities(self.teachers, self.all_teachers, self.teacher_scale, self.known)
+        return relational_loss(student, teacher)

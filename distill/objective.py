@@ -23,8 +23,6 @@ from mmkd.distill.heads import Heads, Preparation, fixed_alignment, mix_teachers
 from mmkd.distill.losses import (
     INITIAL_LOG_SCALE,
     MAX_LOG_SCALE,
-    ONE_TOWER_TERMS,
-    TERMS,
     Comparison,
     PairFeatures,
     stack_teachers,
@@ -34,6 +32,7 @@ from mmkd.distill.losses import (
 )
 from mmkd.distill.policies import Policy, make_policy
 from mmkd.distill.teacher_features import TeacherFeatures
+from mmkd.distill.terms import ONE_TOWER_TERMS, TERMS
 from mmkd.distill.world import World
 from mmkd.store.layout import OTHER_TOWER, TOWERS, Tower
 
@@ -90,6 +89,9 @@ class Objective(nn.Module):
         if self.config.mixed_teachers:
             prepared = [mix_teachers(prepared, shares)]
             shares = shares.sum(dim=1, keepdim=True)
+        known = self.side.policy.knowledge(batch)
+        if known is not None:
+            known = world.gather(known).permute(2, 1, 0)
         banks = None if self.side.bank is None else self.side.bank.at(batch.step, world.gather(rows))
         columns: dict[str, list[torch.Tensor]] = {name: [rows] * len(prepared) for name in self.config.teacher_terms}
         both = torch.cat([student.image, student.text])
@@ -113,6 +115,7 @@ class Objective(nn.Module):
                 banks=[banks[number] for number in numbers] if banks else (),
                 feature_kind=self.config.feature_kind,
                 towers=None if self.has_tower is None else self.has_tower[numbers],
+                known=None if known is None else known[:, numbers],
             )
             for name in self.config.teacher_terms:
                 for number, found_b in zip(numbers, TERMS[name](compared), strict=True):

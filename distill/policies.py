@@ -20,6 +20,10 @@ _STANDARD_ROWS = 16384
 """Rows on which a teacher's usual score is measured, spread evenly over the run's."""
 _KNOWN_CAPTIONS = 4096
 """Captions with which images are compared to see whether a teacher knows them, spread evenly over the run's."""
+_KNOWN_IMAGES = 4096
+"""Likewise of images, for captions."""
+_SURE = 0.5
+"""Standard deviations by which one teacher's score exceeds another's when it is e times as sure to know a row."""
 _ROWS_AT_ONCE = 1024
 _GAMMA = -0x61C8864680B583EB
 """0x9E3779B97F4A7C15 as int64: the step of SplitMix64 (Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195)."""
@@ -129,12 +133,14 @@ def _raw_scores(targets: Sequence[TeacherTargets], captions: Sequence[torch.Tens
 
 @dataclass(frozen=True)
 class Policy:
-    """A run's policy. weights_T: float32 (T,), for `weighted`. standard: for `best`."""
+    """A run's policy. weights_T: float32 (T,), for `weighted`. standard: for `best`. text_standard: of captions, whose
+    familiarity is the largest cosine with any image of the run, for `keys: known`."""
 
     config: PolicyConfig
     seed: int
     weights: torch.Tensor | None = None
     standard: Standard | None = None
+    text_standard: Standard | None = None
 
     def shares(self, batch: Batch) -> torch.Tensor:
         """Return float32 (B, T)."""
@@ -146,6 +152,18 @@ class Policy:
         if self.standard is not None:
             return best_teachers(available_BT, self.standard.scores(batch.targets), self.config.best)
         return all_teachers(available_BT)
+
+    def knowledge(self, batch: Batch) -> torch.Tensor | None:
+        """Return the logarithm of each available teacher's share in knowing a row's caption and image, float32 (B, T,
+        2): a softmax of the scores over teachers. None without `keys: known`."""
+        if self.standard is None or self.text_standard is None:
+            return None
+        scores_BT2 = torch.stack(
+            [self.text_standard.scores(_swapped(batch.targets)), self.standard.scores(batch.targets)], dim=2
+        )
+        lacking_BT = ~torch.stack([target.present for target in batch.targets], dim=1)
+        lowest = torch.finfo(scores_BT2.dtype).min
+        return (scores_BT2 / _SURE).masked_fill(lacking_BT[:, :, None], lowest).log_softmax(dim=1)
 
     def after_losses(self, shares_BT: torch.Tensor, losses_BT: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Return the shares after teacher dropping, which looks at the losses; float32 (B, T)."""
@@ -176,16 +194,28 @@ def make_policy(
         return Policy(config, seed, weights=weights)
     if config.kind != "best":
         return Policy(config, seed)
-    captions: list[torch.Tensor] = []
-    if config.by == "corpus":
-        first = np.unique(groups[:, 0], return_index=True)[1]
-        texts = teachers.gather(rows[first[_spread(len(first), _KNOWN_CAPTIONS)]])
-        captions = [unit(found.text[found.present]).to(device) for found in texts]
-        if lacking := [slug for slug, known in zip(teachers.slugs, captions, strict=True) if not len(known)]:
-            raise ConfigError(f"policy.by corpus: {lacking[0]} has no features of the run's captions; leave it out")
-    return Policy(
-        config, seed, standard=Standard.of(teachers.gather(rows[_spread(len(rows), _STANDARD_ROWS)]), captions)
-    )
+    judged = teachers.gather(rows[_spread(len(rows), _STANDARD_ROWS)])
+    if config.by == "caption":
+        return Policy(config, seed, standard=Standard.of(judged))
+    first = np.unique(groups[:, 0], return_index=True)[1]
+    texts = teachers.gather(rows[first[_spread(len(first), _KNOWN_CAPTIONS)]])
+    standard, text_standard = Standard.of(judged, _known(teachers.slugs, texts, device)), None
+    if config.keys == "known":
+        images = _swapped(teachers.gather(rows[_spread(len(rows), _KNOWN_IMAGES)]))
+        text_standard = Standard.of(_swapped(texts), _known(teachers.slugs, images, device))
+    return Policy(config, seed, standard=standard, text_standard=text_standard)
+
+
+def _known(slugs: Sequence[str], targets: Sequence[TeacherTargets], device: torch.device) -> list[torch.Tensor]:
+    known = [unit(found.text[found.present]).to(device) for found in targets]
+    if lacking := [slug for slug, found in zip(slugs, known, strict=True) if not len(found)]:
+        raise ConfigError(f"policy.by corpus: {lacking[0]} has no features of the run's captions; leave it out")
+    return known
+
+
+def _swapped(targets: Sequence[TeacherTargets]) -> list[TeacherTargets]:
+    """Return captions in the place of images, and the reverse: to be scored as these are."""
+    return [TeacherTargets(target.text, target.image, target.present) for target in targets]
 
 
 def _spread(count: int, wanted: int) -> NDArray[np.int64]:

@@ -27,7 +27,7 @@ from mmkd.distill.objective import make_objective
 from mmkd.distill.optimizer import WeightAverage, lock_layers, make_optimizer, warmup_steps
 from mmkd.distill.pairs import training_pairs
 from mmkd.distill.provenance import TEXT, RunRecord, make_record
-from mmkd.distill.student import Tokenize, Towers, check_text, image_side, model_config, preprocessing, save_text
+from mmkd.distill.student import Tokenize, Towers, check_text, image_size, model_config, preprocessing, save_text
 from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.distill.train_step import Model, Updater
 from mmkd.distill.world import World
@@ -170,7 +170,7 @@ def prepare(config: RunConfig, world: World) -> Run:
                 average.values[name].copy_(value)
     monitor = Monitor(
         config=config.monitor,
-        sets=[read_held_out(rows, config.data, image_side(student), tokenizer) for rows in held_out],
+        sets=[read_held_out(rows, config.data, max(image_size(student)), tokenizer) for rows in held_out],
         towers=towers,
         average=average,
         batch_rows=piece,
@@ -220,13 +220,10 @@ def _half(config: RunConfig, world: World) -> bool:
 def _freeze_unused(towers: Towers, device: torch.device) -> None:
     """Take the gradient from parameters that no feature depends on, such as a text tower's own pooler.
     DistributedDataParallel would wait for theirs forever."""
-    size, context = preprocessing(towers.student).size, int(getattr(towers.student, "context_length", 0) or 16)
-    height, width = (size, size) if isinstance(size, int) else size
+    context = int(getattr(towers.student, "context_length", 0) or 16)
     towers.eval()
-    outputs = towers(
-        torch.zeros(1, 3, height, width, dtype=torch.uint8, device=device),
-        torch.ones(1, context, dtype=torch.long, device=device),
-    )
+    images = torch.zeros(1, 3, *image_size(towers.student), dtype=torch.uint8, device=device)
+    outputs = towers(images, torch.ones(1, context, dtype=torch.long, device=device))
     learned = [parameter for parameter in towers.parameters() if parameter.requires_grad]
     found = torch.autograd.grad(torch.stack([output.sum() for output in outputs]).sum(), learned, allow_unused=True)
     for parameter, gradient in zip(learned, found, strict=True):

@@ -258,10 +258,10 @@ def preprocessing(student: nn.Module) -> PreprocessCfg:
     return PreprocessCfg(**student.visual.preprocess_cfg)  # type: ignore[union-attr, arg-type]
 
 
-def image_side(student: nn.Module) -> int:
-    """Return the longer side of the student's image, in pixels."""
+def image_size(student: nn.Module) -> tuple[int, int]:
+    """Return height and width of the student's images, in pixels."""
     size = preprocessing(student).size
-    return size if isinstance(size, int) else max(size)
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def student_pixels(student: nn.Module, crop_scale: tuple[float, float] | None = None) -> Compose:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from mmkd.distill.batch import Batch, StudentFeatures, TeacherTargets
 from mmkd.distill.config import LossConfig, PolicyConfig
 from mmkd.distill.heads import Heads, Preparation
 from mmkd.distill.objective import Objective, TeacherSide
-from mmkd.distill.policies import Policy
+from mmkd.distill.policies import make_policy
 from mmkd.distill.presets import compose
 from mmkd.distill.world import World, join_ranks
 
@@ -35,6 +36,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "loss": {"bank": 1.0, "relational": 0.5, "feature_kind": "smooth_l1", "bank_rows": {"size": 6, "refresh": 2}},
         "policy": {"kind": "weighted", "weights": {"b": 3.0}, "drop": 0.5},
     },
+    "known": {"loss": {"relational": 2.0}, "policy": {"kind": "best", "by": "corpus", "keys": "known"}},
     "equal": {"loss": {"balance": "equal"}},
     "teachers alone": {"loss": {"task": 0.0}},
     "one tower": {"loss": {}, "towers": [("image", "text"), ("image",), ("image", "text")]},
@@ -87,12 +89,13 @@ def objective(recipe: str) -> Objective:
     aligned = recipe in ("mmkd_clip", "learned")
     prepare = Preparation(SLUGS, alignment(arrays()) if aligned else None, loss.unit_teachers)
     heads = Heads("none", WIDTH, SLUGS, [WIDTH] * 3) if aligned else Heads("linear", WIDTH, SLUGS, WIDTHS)
-    weights = torch.tensor([policy.weights.get(slug, 1.0) for slug in SLUGS]) if policy.weights else None
+    rows, cpu = np.arange(BANK_ROWS), torch.device("cpu")
+    teachers: Any = SimpleNamespace(slugs=SLUGS, gather=targets_of)
+    shares = make_policy(policy, SEED, teachers, rows, np.stack([rows, rows], axis=1), cpu)
     bank = None
     if loss.bank:
-        rows, cpu = np.arange(BANK_ROWS), torch.device("cpu")
         bank = Bank(rows, rows % 9, targets_of, prepare, config=loss.bank_rows, seed=SEED, device=cpu)
-    side = TeacherSide(heads, prepare, Policy(policy, SEED, weights), [9.0, 14.0, 20.0], bank)
+    side = TeacherSide(heads, prepare, shares, [9.0, 14.0, 20.0], bank)
     side.towers = RECIPES[recipe].get("towers", ())
     return Objective(loss, side)
 

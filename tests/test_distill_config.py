@@ -89,6 +89,7 @@ def test_a_hostile_value_is_taken_as_it_is_or_refused_in_one_line(
         ({"optimizer": {"betas": [False, 0.9]}}, "optimizer.betas: is false, expected a number"),
         ({"loss": {"task": math.nan}}, "loss.task: Input should be a finite number"),
         ({"policy": {"weights": {"one": True}}}, "policy.weights: is true, expected"),
+        ({"policy": {"kind": "best", "keys": "known"}}, "`keys: known` goes with `by: corpus`, here `by: caption`"),
         ({"student": {"model": "x", "lock": {"image": True}}}, "student.lock.image: is true, expected"),
         ({"seed": 10**30}, "seed: Input should be less than"),
         ({"monitor": {"metric": "x/y"}}, "monitor: metric 'x/y' does not exist: the sets give none"),

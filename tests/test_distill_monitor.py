@@ -291,7 +291,7 @@ def test_the_bar_shows_terms_rates_waiting_and_memory() -> None:
         )  # fmt: skip
     last = shown.getvalue().split("\r")[-1]
     assert "5/10" in last
-    assert "task=1.250, total=2.500, samples/s=812, wait=3%, GB=1.3" in last
+    assert "task=1.250, total=2.500, samples/s=812, waiting=3%, GB=1.3" in last
 
 
 def test_wandb_that_is_not_installed_is_said(training_scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,7 +368,7 @@ def test_a_log_without_a_terminal_gets_a_line_a_minute_and_every_validation(caps
     lines(999, {"loss/task": 3.0, "loss/total": 3.5})
     lines(1999, {"monitor/held-out/recall@1": 0.25})
     assert capsys.readouterr().err.splitlines() == [
-        "step 1 of 2,000: task 4.100, total 5.000, 812 samples/s, 3% waiting for data, 1.2 GB",
+        "step 1 of 2,000: task 4.100, total 5.000, 812 samples/s, 3% waiting, 1.2 GB",
         "step 1,000 of 2,000: task 3.000, total 3.500",
         "step 2,000 of 2,000: held-out/recall@1 0.250",
     ]

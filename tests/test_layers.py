@@ -199,6 +199,12 @@ def test_a_misspelt_teacher_is_told_before_torch_is_loaded() -> None:
     assert done.stderr.startswith("Error: no teacher is called 'plipp': did you mean 'plip'?"), done.stderr
 
 
+def test_a_misspelt_key_of_a_run_is_told_before_torch_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("store: features\nout: run\nstudent: {model: ViT-B-16}\nepoch: 3\n")
+    done = mmkd_without("torch", f"distill {tmp_path / 'run.yaml'}")
+    assert done.stderr == f"Error: {tmp_path / 'run.yaml'}: epoch: unknown key; did you mean 'epochs'?\n"
+
+
 def test_a_wrong_corpus_path_is_told_before_torch_is_loaded() -> None:
     done = mmkd_without("torch", "extract nowhere.csv store --teachers plip")
     assert done.stderr.startswith("Error: corpus nowhere.csv does not exist; name a CSV"), done.stderr
@@ -218,8 +224,9 @@ def test_a_wrong_corpus_path_is_told_before_torch_is_loaded() -> None:
         ("demo", "torch", "demo"),
     ],
 )
-def test_an_extra_that_is_missing_is_named(words: str, package: str, extra: str) -> None:
-    done = mmkd_without(package, words)
+def test_an_extra_that_is_missing_is_named(tmp_path: Path, words: str, package: str, extra: str) -> None:
+    (tmp_path / "run.yaml").write_text("store: features\nout: run\nstudent: {model: ViT-B-16}\n")
+    done = mmkd_without(package, words.replace("run.yaml", str(tmp_path / "run.yaml")))
     said = f"Error: this command needs the package {package!r}; run: {install_command(extra)}\n"
     assert (done.returncode, done.stderr) == (1, said), done.stderr
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,12 +18,11 @@ from torch.autograd import gradcheck
 
 from mmkd.distill import losses
 from mmkd.distill.losses import (
-    FEATURE_KINDS,
     PairFeatures,
     Similarities,
     bank_loss,
+    both_ways,
     contrast,
-    cross_loss,
     feature_loss,
     relational_loss,
     stack_teachers,
@@ -30,7 +30,9 @@ from mmkd.distill.losses import (
     unit,
     weighted_mean,
 )
+from mmkd.distill.terms import FeatureKind
 
+FEATURE_KINDS: tuple[FeatureKind, ...] = get_args(FeatureKind)
 N, WIDTH, KEYS = 5, 4, 3
 GROUPS = [7, 2, 7, 9, 4]  # rows 0 and 2 share a caption
 BANK_GROUPS = [2, 11, 7]
@@ -95,7 +97,7 @@ def test_equal_captions_are_positives_of_each_other() -> None:
 def test_cross_loss_is_the_definition_over_the_rows_that_the_teacher_has() -> None:
     s, t = (rows(2), rows(3)), (rows(4), rows(5))
     there = [i != MISSING for i in range(N)]
-    found = cross_loss(pairs(*s, GROUPS), pairs(*t, GROUPS, there), torch.tensor(7.0)).numpy()
+    found = both_ways(pairs(*s, GROUPS), pairs(*t, GROUPS, there), torch.tensor(7.0)).numpy()
     kept = np.flatnonzero(there)
     few = [GROUPS[i] for i in kept]
     expected = slow_both((s[0][kept], s[1][kept]), (t[0][kept], t[1][kept]), 7.0, few, few)
@@ -123,8 +125,8 @@ def test_stacked_teachers_get_what_each_gets_alone() -> None:
     for kind in FEATURE_KINDS:
         alone = torch.stack([feature_loss(s, t, kind) for s, t in zip(students, teachers, strict=True)])
         assert torch.allclose(feature_loss(both, theirs, kind), alone, rtol=1e-12)
-    alone = torch.stack([cross_loss(s, t, torch.tensor(x)) for s, t, x in zip(students, teachers, scales, strict=True)])
-    assert torch.allclose(cross_loss(both, theirs, scale), alone, rtol=1e-12)
+    alone = torch.stack([both_ways(s, t, torch.tensor(x)) for s, t, x in zip(students, teachers, scales, strict=True)])
+    assert torch.allclose(both_ways(both, theirs, scale), alone, rtol=1e-12)
     own = Similarities(students[0], students[0], torch.tensor(3.0))
     alone = torch.stack(
         [relational_loss(own, Similarities(t, t, torch.tensor(x))) for t, x in zip(teachers, scales, strict=True)]
@@ -137,7 +139,7 @@ def test_stacked_teachers_get_what_each_gets_alone() -> None:
 def test_with_a_bank_of_the_rest_the_value_does_not_depend_on_the_batch() -> None:
     """Rows 0-1 with a bank of 2-4 are contrasted as in a batch of all five."""
     s, t = (rows(2), rows(3)), (rows(4), rows(5))
-    whole = cross_loss(pairs(*s, GROUPS), pairs(*t, GROUPS), torch.tensor(5.0))
+    whole = both_ways(pairs(*s, GROUPS), pairs(*t, GROUPS), torch.tensor(5.0))
     part = bank_loss(
         pairs(s[0][:2], s[1][:2], GROUPS[:2]),
         pairs(t[0][:2], t[1][:2], GROUPS[:2]),
@@ -202,6 +204,21 @@ def test_relational_loss_is_the_definition_over_the_rows_that_the_teacher_has() 
     assert np.allclose(found[kept], expected, rtol=1e-10)
 
 
+def test_what_others_know_better_loses_its_share_of_the_teachers_similarities() -> None:
+    s, t, student_scale, scale = (rows(2), rows(3)), (rows(4), rows(5)), torch.tensor(9.0), torch.tensor(4.0)
+    shares = np.random.default_rng(0).uniform(0.01, 1, size=(2, N))
+    student, teacher = pairs(*s, GROUPS), pairs(*t, GROUPS)
+    known = Similarities(teacher, teacher, scale, torch.from_numpy(shares).log())
+    found = relational_loss(Similarities(student, student, student_scale), known)
+    expected = np.zeros(N)
+    for way, (a, b) in enumerate(((0, 1), (1, 0))):
+        p = shares[way] * np.exp(4 * (np.asarray(t[a]) @ np.asarray(t[b]).T))
+        q = np.exp(9 * (np.asarray(s[a]) @ np.asarray(s[b]).T))
+        p, q = (part / part.sum(1, keepdims=True) for part in (p, q))
+        expected += (p * np.log(p / q)).sum(1) / 2
+    assert np.allclose(found.numpy(), expected, rtol=1e-10)
+
+
 def test_a_student_like_its_teacher_has_nothing_to_learn_from_relations() -> None:
     s = pairs(rows(2), rows(3), GROUPS)
     side = Similarities(s, s, torch.tensor(4.0))
@@ -216,7 +233,7 @@ def by_name(name: str, s: PairFeatures, scale: torch.Tensor) -> torch.Tensor:
         return feature_loss(s, teacher, name)  # type: ignore[arg-type]
     terms: dict[str, Callable[[], torch.Tensor]] = {
         "task": lambda: task_loss(s, s, scale),
-        "cross": lambda: cross_loss(s, teacher, scale),
+        "cross": lambda: both_ways(s, teacher, scale),
         "bank": lambda: bank_loss(s, teacher, bank, scale),
         "relational": lambda: relational_loss(
             Similarities(s, s, scale), Similarities(teacher, teacher, torch.tensor(4.0))
@@ -253,7 +270,7 @@ def test_rows_of_two_ranks_give_the_mean_and_gradient_of_one_process(name: str) 
         own_teacher = PairFeatures(t[0][part], t[1][part], group[part], there[part])
         return {
             "task": lambda: task_loss(own, every, scale),
-            "cross": lambda: cross_loss(own, teacher, scale),
+            "cross": lambda: both_ways(own, teacher, scale),
             "bank": lambda: bank_loss(own, teacher, bank, scale),
             "relational": lambda: relational_loss(
                 Similarities(own, every, scale), Similarities(own_teacher, teacher, torch.tensor(4.0))
@@ -284,7 +301,7 @@ def test_some_rows_at_a_time_give_the_same_and_keep_no_logits(name: str, monkeyp
             return task_loss(own, own, scale[0, 0, 0])[None]
         if name == "relational":
             return relational_loss(Similarities(own, own, scale[0]), Similarities(theirs, theirs, torch.tensor(4.0)))
-        return cross_loss(PairFeatures(unit(learned[2]), unit(learned[3]), group), theirs, scale)
+        return both_ways(PairFeatures(unit(learned[2]), unit(learned[3]), group), theirs, scale)
 
     def result() -> tuple[torch.Tensor, list[torch.Tensor], int]:
         """Values, gradients, and the largest tensor that is kept between forward and backward pass."""
@@ -354,11 +371,11 @@ def test_a_term_is_a_function_and_a_line_in_the_table(training_scene: Path, tmp_
     (tmp_path / "own_term.py").write_text(
         "import sys\n"
         "from pathlib import Path\n"
-        "from mmkd.distill import losses\n"
+        "from mmkd.distill.terms import TERMS\n"
         "def agreement(c):\n"
         "    mine, theirs = ((side.image * side.text).sum(-1) for side in (c.mapped, c.teachers))\n"
         "    return (mine - theirs).square()\n"
-        "losses.TERMS['agreement'] = agreement\n"
+        "TERMS['agreement'] = agreement\n"
         "from mmkd.distill.config import load_run\n"
         "from mmkd.distill.trainer import train\n"
         "train(load_run(Path(sys.argv[1])), say=print)\n"

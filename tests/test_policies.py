@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmkd.distill.batch import TeacherTargets
+from mmkd.distill.config import PolicyConfig
 from mmkd.distill.policies import (
     Standard,
     all_teachers,
@@ -16,6 +20,7 @@ from mmkd.distill.policies import (
     draws,
     drop_teachers,
     familiarity,
+    make_policy,
     one_teacher,
     weighted_teachers,
 )
@@ -123,6 +128,39 @@ def test_a_wrong_caption_does_not_change_which_teacher_is_best_by_the_corpus() -
     assert torch.equal(by_corpus.argmax(1), (~at_home).long())
     by_caption = Standard.of(teachers).scores(teachers)
     assert (by_caption.argmax(1) == (~at_home)).float().mean() < 0.9
+
+
+def test_each_caption_and_image_is_known_to_the_teacher_at_home_and_rows_are_no_ones_who_lacks_them() -> None:
+    rng = torch.Generator().manual_seed(0)
+    class_of, said = torch.arange(40) % 8, torch.randperm(40, generator=rng) % 8  # captions are of other images
+    vectors, everywhere = torch.eye(8), torch.ones(40, dtype=torch.bool)
+    lacking = everywhere.clone()
+    lacking[3] = False
+
+    def seen(kind: torch.Tensor, first: bool) -> torch.Tensor:
+        noise = torch.nn.functional.normalize(torch.randn(40, 8, generator=rng), dim=1)
+        return torch.where((kind < 4)[:, None] == first, vectors[kind], noise)
+
+    targets = [TeacherTargets(seen(class_of, True), seen(said, True), lacking),
+               TeacherTargets(seen(class_of, False), seen(said, False), everywhere)]  # fmt: skip
+    rows = np.arange(40)
+    teachers: Any = SimpleNamespace(
+        slugs=("a", "b"),
+        gather=lambda r: tuple(TeacherTargets(t.image[r], t.text[r], t.present[r]) for t in targets),
+    )
+    batch: Any = SimpleNamespace(targets=targets)
+    groups = np.stack([rows, rows], axis=1)
+    config = PolicyConfig(kind="best", by="corpus", keys="known")
+    found = make_policy(config, 0, teachers, rows, groups, torch.device("cpu")).knowledge(batch)
+    assert found is not None
+    shares = found.exp()
+    assert shares.sum(1).flatten().tolist() == pytest.approx([1.0] * 80)
+    home = torch.stack([said, class_of], dim=1) >= 4
+    home[3] = True
+    assert torch.equal(shares.argmax(1).bool(), home)
+    assert shares[3].tolist() == [[0, 0], [1, 1]]
+    plain = make_policy(config.model_copy(update={"keys": "all"}), 0, teachers, rows, groups, torch.device("cpu"))
+    assert plain.knowledge(batch) is None
 
 
 def test_dropping_keeps_the_teacher_with_the_largest_loss_and_shares_that_sum_to_one() -> None:

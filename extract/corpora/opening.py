@@ -206,6 +206,8 @@ def _evaluation_set(content: dict[str, Any], path: Path, roots: dict[str, str]) 
         reader.setdefault("split_folders", True)
     prompts, modality = content.get("prompts") or {}, content.get("modality")
     file = filled(prompts.get("file"), roots, path) if isinstance(prompts, dict) else None
+    if file is not None and not isinstance(file, str):
+        raise ConfigError(f"{path}: prompts.file is {file!r}, expected a path")
     if splits and source.get("draw") is not None:
         raise ConfigError(f"{path}: source has `splits` and `draw`; keep the published splits")
     return EvaluationSet(
