@@ -15,8 +15,8 @@ from torch import nn
 
 from mmkd.base.errors import cause, did_you_mean
 from mmkd.base.images.resampling import FILTERS
+from mmkd.extract.teachers.loaded import Pooling, pool_tokens
 from mmkd.extract.teachers.loaders import FileLoader, Plan, read_options
-from mmkd.extract.teachers.pooling import Pooling, pool_tokens
 from mmkd.extract.teachers.source import read_json, source_of, weight_files
 from mmkd.extract.teachers.spec import TeacherSpec
 from mmkd.extract.teachers.weights import load_strictly, read_weights

@@ -11,10 +11,9 @@ import transformers
 from pydantic import BaseModel
 from torch import nn
 
-from mmkd.extract.teachers.hugging_face import build_strictly, make_config
-from mmkd.extract.teachers.image_processor import PREPROCESSORS, preprocessing_of
+from mmkd.extract.teachers.hugging_face import PREPROCESSORS, build_strictly, make_config, preprocessing_of
+from mmkd.extract.teachers.loaded import Pooling, pool_tokens
 from mmkd.extract.teachers.loaders import FileLoader, Plan, read_options
-from mmkd.extract.teachers.pooling import Pooling, pool_tokens
 from mmkd.extract.teachers.source import read_json, source_of, tokenizer_folder, weight_files
 from mmkd.extract.teachers.spec import TeacherSpec
 from mmkd.extract.teachers.tokenizer import TokenizerPlan
