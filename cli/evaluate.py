@@ -340,7 +340,7 @@ def claim(suite: Path, text: str, metric: str | None, comparisons: int, out: Pat
     mmkd evaluate claim suite.yaml "student beats biomedclip on zero_shot"
     mmkd evaluate claim suite.yaml "student beats all on retrieval/i2t" --comparisons 4
     """
-    from mmkd.evaluate.claim import judge
+    from mmkd.evaluate.compare import judge
 
     found = judge(_results(suite, out), text, metric, comparisons)
     click.echo(found.json() if as_json else str(found))

@@ -1,16 +1,19 @@
-"""One model against each other: paired on the same samples, never an average of unlike metrics."""
+"""One model against each other: paired on the same samples, never an average of unlike metrics. Claims `A beats B on
+TASK`: yes, no, or cannot tell."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from mmkd.base.errors import ConfigError, CorruptStoreError, MmkdError
-from mmkd.base.text import plain_values
+from mmkd.base.text import counted, plain_values
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.folder import Question, ResultFolder
 from mmkd.evaluate.statistics import (
@@ -28,6 +31,12 @@ from mmkd.evaluate.statistics import (
 from mmkd.evaluate.table import markdown_page, markdown_text, mean_name
 
 Pair = tuple[Replicates, Replicates]
+Answer = Literal["yes", "no", "cannot tell"]
+ANSWERS: dict[Verdict | None, Answer] = {"win": "yes", "loss": "no"}
+EVERY = "all"
+"""In place of a rival: every other model."""
+FEWEST_BEYOND = 5
+"""Resamples that must lie beyond a limit for it to be known."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +71,14 @@ class Comparison:
     def markdown(self) -> str:
         several = len(self.columns) > 1
         columns = [*self.columns, *([mean_name(self.columns)] if several else [])]
-        heads = ["against", *map(markdown_text, columns), "win/tie/loss", "Wilcoxon p", "Holm"]
+        heads = ["against", *columns, "win/tie/loss", "Wilcoxon p", "Holm"]
         rows = []
         for rival in self.rivals:
             shown = [*map(rival.differences.get, self.columns), *([rival.mean] if several else [])]
+            texts = [one.text(self.percent) if isinstance(one, Difference) else "-" for one in shown]
             counts = "/".join(str(rival.count(verdict)) for verdict in VERDICTS)
             tests = [p_text(rival.wilcoxon_p), p_text(rival.wilcoxon_p_holm)]
-            rows.append([markdown_text(rival.rival), *map(self._text, shown), counts, *tests])
+            rows.append([markdown_text(rival.rival), *texts, counts, *tests])
         return markdown_page(self.title, heads, rows, self.notes())
 
     def notes(self) -> list[str]:
@@ -92,9 +102,6 @@ class Comparison:
     def json(self) -> str:
         rivals = plain_values([asdict(rival) for rival in self.rivals])
         return json.dumps({"model": self.model, "title": self.title, "rivals": rivals}, indent=1) + "\n"
-
-    def _text(self, difference: Difference | str | None) -> str:
-        return difference.text(self.percent) if isinstance(difference, Difference) else "-"
 
 
 def compare(
@@ -196,3 +203,84 @@ def _mean(found: Sequence[Pair | str]) -> Pair | str:
         pairs.append(one)
     ours, theirs = zip(*pairs, strict=True)
     return averaged(ours), averaged(theirs)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One comparison of a claim: the mean over data sets, or the only one."""
+
+    rival: str
+    head: str
+    answer: Answer
+    difference: Difference | None
+    datasets: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim with its comparisons. level: of each interval, after Bonferroni's correction for `comparisons`."""
+
+    text: str
+    answer: Answer
+    metric: str
+    percent: bool
+    level: float
+    comparisons: int
+    parts: tuple[Part, ...]
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.answer}: {self.text} (by {self.metric}, paired; {counted(self.comparisons, 'comparison')}, "
+            f"{100 * self.level:.4g} % intervals)"
+        ]
+        scale, unit = (100, " points") if self.percent else (1, "")
+        for one in self.parts:
+            what = f"  against {one.rival}{f', {one.head}' if one.head else ''}: "
+            if one.difference is None or math.isnan(one.difference.value):
+                lines.append(f"{what}{one.answer}: {one.reason}")
+                continue
+            value, low, high = (scale * getattr(one.difference, name) for name in ("value", "low", "high"))
+            limits = "" if math.isnan(low) else f" [{low:+.2f}, {high:+.2f}], p = {one.difference.p:.3g}"
+            over = f"n = {one.difference.n} in {counted(one.datasets, 'data set')}"
+            why = f"; {one.reason}" if one.reason else ""
+            lines.append(f"{what}{one.answer}: {value:+.2f}{unit}{limits}; {over}{why}")
+        return "\n".join(lines)
+
+    def json(self) -> str:
+        return json.dumps(plain_values(asdict(self) | {"parts": [asdict(one) for one in self.parts]}), indent=1)
+
+
+def judge(folder: ResultFolder, text: str, metric: str | None = None, comparisons: int = 1) -> Claim:
+    """Judge `A beats B on TASK` (B may be `all`, TASK may end with `/HEAD`) by the mean over data sets of the suite:
+    yes where every interval lies above zero, no where one lies below, else cannot tell. `comparisons`: claims that were
+    considered together; heads and rivals of this one count too. Raises ConfigError for anything else, an unknown model,
+    task or metric."""
+    found = re.fullmatch(r"\s*(\S+)\s+beats\s+(\S+)\s+on\s+([^\s/]+)(?:/(\S+))?\s*", text)
+    if found is None:
+        raise ConfigError(f"{text!r} is no claim; write `MODEL beats MODEL on TASK`, or `MODEL beats all on TASK`")
+    model, rival, task, head = found.groups()
+    questions = folder.questions(task, head, metric=metric, by="dataset")
+    _, name, scoring = folder.asked(questions[0])
+    rivals = tuple(one for one in folder.plan.models if one != model) if rival == EVERY else (rival,)
+    count = comparisons * len(questions) * len(rivals)
+    bootstrap = folder.plan.suite.bootstrap
+    level = 1 - (1 - bootstrap.level) / count
+    few = bootstrap.n * (1 - level) / 2 < FEWEST_BEYOND
+    short = f"{bootstrap.n} resamples are too few for {counted(count, 'comparison')}; raise bootstrap n" if few else ""
+    parts: list[Part] = []
+    for question in questions:
+        for one in compare(folder, model, question, rivals, level=level).rivals:
+            difference = one.mean if len(one.differences) > 1 else next(iter(one.differences.values()))
+            verdict, reason = None, short
+            if not isinstance(difference, Difference):
+                reasons = [f"{column}: {why}" for column, why in one.differences.items() if isinstance(why, str)]
+                difference, reason = None, "; ".join(reasons) or "no value on one of the data sets"
+            elif not short:
+                verdict = difference.verdict(scoring.metrics[name].lower)
+                reason = "" if verdict else "no interval: too few groups, or equal in all resamples"
+            answer = ANSWERS.get(verdict, "cannot tell")
+            parts.append(Part(one.rival, question.head or "", answer, difference, len(one.differences), reason))
+    answers = {one.answer for one in parts}
+    whole: Answer = "no" if "no" in answers else "yes" if answers == {"yes"} else "cannot tell"
+    return Claim(text.strip(), whole, name, scoring.metrics[name].share, level, count, tuple(parts))

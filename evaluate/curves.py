@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from textwrap import fill
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -148,20 +149,18 @@ def _grid(count: int) -> tuple[Figure, list[Axes]]:
     return figure, axes[:count]
 
 
-def _label(axes: Axes, title: str, x: str, y: str) -> None:
+def _label(axes: Axes, title: str, x: str, y: str, legend: dict[str, Any] | None = None) -> None:
     axes.set_xlabel(x, fontsize=8)
     axes.set_ylabel(y, fontsize=8)
     axes.set_title(fill(title, 60), fontsize=9, loc="left")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, **(legend or {}))
 
 
 def high_risk(found: Predictions) -> NDArray[np.bool_]:
     """Patients above the median risk of their fold, bool (n,); risks of two folds are not on one scale."""
     risk = found.column("risk")
-    fold = np.zeros(len(found), dtype=np.int64) if found.fold is None else found.fold
     high = np.zeros(len(found), dtype=bool)
-    for number in np.unique(fold):
-        mask = fold == number
+    for mask in found.fold_masks():
         high[mask] = risk[mask] - np.median(risk[mask]) > TOLERANCE
     return high
 
@@ -195,7 +194,6 @@ def _survival_panel(axes: Axes, title: str, found: Predictions) -> None:
         censored = np.sort(time[~event])
         axes.plot(censored, survival.evaluate(censored), "|", color=color, markersize=5)
     axes.set_ylim(0, 1.03)
-    axes.set_xlabel("time (unit of the table)", fontsize=8)
-    axes.set_ylabel("share alive", fontsize=8)
-    axes.set_title(fill(f"{title}; log-rank p={p_text(logrank(*groups).pvalue)}", 60), fontsize=9, loc="left")
-    axes.legend(fontsize=8, loc="upper right", title="with 95% bands", title_fontsize=8)
+    legend = {"loc": "upper right", "title": "with 95% bands", "title_fontsize": 8}
+    head = f"{title}; log-rank p={p_text(logrank(*groups).pvalue)}"
+    _label(axes, head, "time (unit of the table)", "share alive", legend)

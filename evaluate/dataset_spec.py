@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
@@ -187,6 +187,9 @@ class Section(Frozen):
         return {}
 
 
+Kind = TypeVar("Kind", bound=Section)
+
+
 class DatasetSpec(Frozen):
     """One data set of a suite."""
 
@@ -227,6 +230,10 @@ class DatasetSpec(Frozen):
     measures: Measures = Measures()
     """Metrics beside those of the tasks."""
     notes: str = ""
+
+    def section(self, kind: type[Kind]) -> Kind:
+        """Return the section of one task, which must be there."""
+        return next(one for one in self.own_sections() if isinstance(one, kind))
 
     def own_sections(self) -> Iterator[Section]:
         return (section for name in self.sections if (section := getattr(self, name)) is not None)

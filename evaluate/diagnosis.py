@@ -17,7 +17,7 @@ from mmkd.evaluate.dataset import SPLIT, SPLITS, DatasetRows
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import BagFeatures, Features, make_bags
 from mmkd.evaluate.heads.settings import MilSettings, Trained, budget_warnings
-from mmkd.evaluate.linear_probe import Labeled, LinearProbeSettings, choose_c, fit, fit_warnings
+from mmkd.evaluate.linear_probe import Labeled, LinearProbeSettings, choose_c, class_probabilities, fit, fit_warnings
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.scoring import STANDARD, Metric, Scoring
@@ -149,6 +149,4 @@ def _mean_pool(
     scaled = replace(cohort, x=cohort.x / length)
     c, facts = choose_c(scaled.take(one.train), scaled.take(one.val), settings, seed)
     model, facts["converged"] = fit(scaled.take(one.seen), c, settings)
-    score = np.zeros((len(one.test), classes))
-    score[:, model.classes_] = model.predict_proba(scaled.x[one.test])
-    return score, facts
+    return class_probabilities(model, scaled.x[one.test], classes), facts

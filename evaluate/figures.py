@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from textwrap import fill
 from typing import Final
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.projections.polar import PolarAxes
@@ -196,10 +195,8 @@ def label_efficiency(folder: ResultFolder, question: Question, model: str) -> Fi
             f"{question.task} was run at {len(shares)} share of the labels; a curve needs two or more: set fractions"
         )
     tables = [build_table(folder, replace(question, fraction=share)) for share in shares]
-    figure, axes = _learning_curves(tables, shares, question, model)
-    axes.set_xticks(shares, [f"{share:.0%}" for share in shares])
-    axes.set_xlabel("share of the labels")
-    return figure
+    ticks = {share: f"{share:.0%}" for share in shares}
+    return _learning_curves(tables, ticks, "share of the labels", question, model)
 
 
 def shots(folder: ResultFolder, question: Question, model: str) -> Figure:
@@ -211,18 +208,15 @@ def shots(folder: ResultFolder, question: Question, model: str) -> Figure:
     counts = {int(one.partition("@")[2]): one for one in folder.metrics(question) if one.startswith(f"{name}@")}
     if not counts:
         raise ConfigError(f"{metric} is not of a number of shots; give --metric bacc@1, or another with an @")
-    places = sorted(counts)
-    tables = [build_table(folder, replace(question, metric=counts[count])) for count in places]
-    figure, axes = _learning_curves(tables, places, replace(question, metric=name), model)
-    axes.set_xticks(places, [str(count) for count in places])
-    axes.set_xlabel("training samples of each class")
-    return figure
+    ticks: dict[float, str] = {count: str(count) for count in sorted(counts)}
+    tables = [build_table(folder, replace(question, metric=counts[count])) for count in sorted(counts)]
+    return _learning_curves(tables, ticks, "training samples of each class", replace(question, metric=name), model)
 
 
 def _learning_curves(
-    tables: list[ResultTable], at: Sequence[float], question: Question, model: str
-) -> tuple[Figure, Axes]:
-    """A line for each model over one table for each place of a logarithmic axis."""
+    tables: list[ResultTable], ticks: Mapping[float, str], what: str, question: Question, model: str
+) -> Figure:
+    """A line for each model over one table for each tick of a logarithmic axis."""
     last = tables[0].columns[-1]
     if not any(table.best(last) for table in tables):
         raise ConfigError(f"{tables[0].title}: no model has a value of {last} yet; `mmkd evaluate run` gets them")
@@ -231,7 +225,7 @@ def _learning_curves(
     for i, row in enumerate(tables[0].rows):
         cells = [table.cell(row, last) for table in tables]
         # Moved apart a little, so that intervals of two models do not hide each other.
-        places = [one * 1.03 ** (i - len(tables[0].rows) / 2) for one in at]
+        places = [one * 1.03 ** (i - len(tables[0].rows) / 2) for one in ticks]
         style = line_style(i) | {"linewidth": 2.5 if row == model else 1, "markersize": 4}
         axes.plot(places, [cell.value * scale for cell in cells], **style, label=row)
         # Lines of their own: a percentile interval need not hold the value, which error bars must.
@@ -243,7 +237,9 @@ def _learning_curves(
     axes.set_ylabel(f"{metric}{' (%)' if tables[0].percent else ''}", fontsize=8)
     axes.set_title(f"{_asked(question, metric)}, {short_names([last])[0]}", fontsize=9, loc="left")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return figure, axes
+    axes.set_xticks(list(ticks), list(ticks.values()))
+    axes.set_xlabel(what)
+    return figure
 
 
 def _columns_with_values(table: ResultTable) -> list[str]:

@@ -45,6 +45,7 @@ class ResultFolder:
         self.plan: Plan = read_plan(out, suite)
         self.results: dict[str, list[ResultRow]] = read_results(out)
         self._read: dict[str, Predictions] = {}
+        self._scored: dict[tuple[int, bytes, str, By], dict[str, Replicates]] = {}
         self._loaded = Loaded(self.plan)
 
     def questions(self, task: str | None, head: str | None, **rest: Any) -> list[Question]:
@@ -129,7 +130,14 @@ class ResultFolder:
     def replicates(self, question: Question, spec: DatasetSpec, found: Predictions) -> dict[str, Replicates]:
         """Return the metric of a question on every column that a data set has rows of."""
         names = self.column_names(question, spec, found)
-        return self.scored(question, spec, found, {name: names == name for name in dict.fromkeys(names.tolist())})
+        parts = {name: names == name for name in dict.fromkeys(names.tolist())}
+        if not any(found.score is one.score for one in self._read.values()):  # predicted anew for one comparison
+            return self.scored(question, spec, found, parts)
+        # The same for each rival that has features of the same rows.
+        key = (id(found.score), found.available.tobytes(), self.asked(question)[1], question.by)
+        if key not in self._scored:
+            self._scored[key] = self.scored(question, spec, found, parts)
+        return self._scored[key]
 
     def scored(
         self, question: Question, spec: DatasetSpec, found: Predictions, parts: Mapping[str, NDArray[np.bool_]]

@@ -240,58 +240,47 @@ def _common_encoder(suite: Suite, stores: list[FeatureStore], model: str | None)
 
 def _compare(one: _Side, other: _Side, limits: Thresholds) -> Overlap:
     """Return copies of the rows of one side among those of the other; inside one side only those of other groups."""
-    itself = one is other
     holders: dict[str, dict[str, str]] = {}
     for sha, key, group in zip(other.sha, other.key, other.group, strict=True):
         holders.setdefault(sha, {}).setdefault(group, key)
     alone = np.ones(len(one.rows), dtype=bool)
-    pairs = []
+    exact = []
     for i, (sha, key, group) in enumerate(zip(one.sha, one.key, one.group, strict=True)):
-        if copies := [held for owner, held in holders.get(sha, {}).items() if not (itself and owner == group)]:
-            pairs.append(Pair(str(key), str(copies[0]), "exact"))
+        if copies := [held for owner, held in holders.get(sha, {}).items() if one is not other or owner != group]:
+            exact.append(Pair(str(key), str(copies[0]), "exact"))
             alone[i] = False
-    exact, by_hash = len(pairs), None
-    groups = np.unique(one.group.astype(str), return_inverse=True)[1] if itself else None
-    if one.hashes is not None:
-        by_hash, near = _near_copies(one, other, "hash", alone=alone, group=groups, limits=limits)
-        pairs += near
-    by_features, near = _near_copies(one, other, "features", alone=alone, group=groups, limits=limits)
-    return Overlap(one.dataset, one.place, other.place, len(one.rows), exact, by_features, by_hash, (*pairs, *near))
+    groups = np.unique(one.group.astype(str), return_inverse=True)[1] if one is other else None
 
+    def near_copies(kind: Literal["hash", "features"]) -> tuple[Near, list[Pair]]:
+        """How near the nearest neighbors of rows without an exact copy are; pairs within the threshold, nearest
+        first."""
+        own = list(one.blocks(kind))
+        if not own:
+            return Near(0, 0, None, None), []
+        least = limits.cosine if kind == "features" else HASH_BITS - 2 * limits.bits
 
-def _near_copies(
-    one: _Side,
-    other: _Side,
-    kind: Literal["hash", "features"],
-    *,
-    alone: NDArray[np.bool_],
-    group: NDArray[np.int64] | None,
-    limits: Thresholds,
-) -> tuple[Near, list[Pair]]:
-    """Return how near the nearest neighbors are, and the pairs within the threshold, nearest first, for the rows of
-    `one` that are `alone`, bool (n,). `group`: int64 (n,), where both sides are one: of other groups only."""
-    own = list(one.blocks(kind))
-    if not own:
-        return Near(0, 0, None, None), []
-    least = limits.cosine if kind == "features" else HASH_BITS - 2 * limits.bits
+        def closeness(product: np.floating[Any]) -> float:
+            return round(float(product), 6) if kind == "features" else (HASH_BITS - float(product)) / 2
 
-    def closeness(product: np.floating[Any]) -> float:
-        return round(float(product), 6) if kind == "features" else (HASH_BITS - float(product)) / 2
+        positions, values = (np.concatenate(parts) for parts in zip(*own, strict=True))
+        asked = positions[alone[positions]]
+        excluded = None if groups is None else groups[asked]
+        found = nearest_rows(values[alone[positions]], other.blocks(kind), 1, excluded, groups)
+        where, best = (column[:, 0] for column in found)
+        order = np.argsort(-best, kind="stable")[: int((where >= 0).sum())]
+        best = best[order]
+        typical, closest = (closeness(np.median(best)), closeness(best[0])) if len(best) else (None, None)
+        near = Near(len(positions), int((best >= least).sum()), typical, closest)
+        pairs = []
+        for product, i in zip(best[: near.found], order, strict=False):
+            cosine, bits = (closeness(product), None) if kind == "features" else (None, round(closeness(product)))
+            pairs.append(Pair(str(one.key[asked[i]]), str(other.key[where[i]]), kind, cosine, bits))
+        return near, pairs
 
-    positions, values = (np.concatenate(parts) for parts in zip(*own, strict=True))
-    asked = positions[alone[positions]]
-    excluded = None if group is None else group[asked]
-    found = nearest_rows(values[alone[positions]], other.blocks(kind), 1, excluded, group)
-    where, best = (column[:, 0] for column in found)
-    order = np.argsort(-best, kind="stable")[: int((where >= 0).sum())]
-    best = best[order]
-    typical, closest = (closeness(np.median(best)), closeness(best[0])) if len(best) else (None, None)
-    near = Near(len(positions), int((best >= least).sum()), typical, closest)
-    pairs = []
-    for product, i in zip(best[: near.found], order, strict=False):
-        cosine, bits = (closeness(product), None) if kind == "features" else (None, round(closeness(product)))
-        pairs.append(Pair(str(one.key[asked[i]]), str(other.key[where[i]]), kind, cosine, bits))
-    return near, pairs
+    by_hash, hashed = near_copies("hash") if one.hashes is not None else (None, [])
+    by_features, near = near_copies("features")
+    pairs = (*exact, *hashed, *near)
+    return Overlap(one.dataset, one.place, other.place, len(one.rows), len(exact), by_features, by_hash, pairs)
 
 
 class ImageHashes:

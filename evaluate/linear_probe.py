@@ -121,18 +121,20 @@ class LinearProbe(Task[LinearProbeSettings]):
         images = features.images(data.split("test").rows)
         there = images.available
         score = np.full((len(there), len(data.classes)), np.nan)
-        score[there] = _probabilities(model, images.values[there].astype(np.float64), len(data.classes))
+        score[there] = class_probabilities(model, images.values[there].astype(np.float64), len(data.classes))
         info = facts | {"train_classes": len(model.classes_), "warnings": fit_warnings([facts])}
         if bare := [name for i, name in enumerate(data.classes) if i not in model.classes_]:
             info["warnings"].append(
                 f"no training rows of {', '.join(bare)}: score 0 everywhere, AUROC one half, counted in the means"
             )
         info["warnings"] += missing
-        answered = Validation(held.y, _probabilities(model, held.x, len(data.classes))) if held is not None else None
+        answered = (
+            Validation(held.y, class_probabilities(model, held.x, len(data.classes))) if held is not None else None
+        )
         return answers_of_test(data, score, there, data.classes, info=info, labeled=True, validation=answered)
 
 
-def _probabilities(model: LogisticRegression, x: Floats, classes: int) -> Floats:
+def class_probabilities(model: LogisticRegression, x: Floats, classes: int) -> Floats:
     """Class probabilities, float64 (n, classes), 0 for a class that was not trained."""
     score = np.zeros((len(x), classes))
     score[:, model.classes_] = model.predict_proba(x)

@@ -172,10 +172,9 @@ def _survival(times: tuple[float, ...]) -> dict[str, Metric]:
     def area(found: Predictions, weights: Floats, at: float) -> Floats:
         time, event = columns(found)
         inverse = Censoring(time, event, weights).inverse(weights)
-        folds = np.zeros(len(found), dtype=np.int64) if found.fold is None else found.fold
         values = [
             dynamic_auroc(found.column("risk")[one], time[one], event[one], weights[:, one], inverse[:, one], at)
-            for one in (folds == number for number in np.unique(folds))
+            for one in found.fold_masks()
         ]
         return mean_of_defined(np.stack(values, axis=1))
 

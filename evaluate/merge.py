@@ -58,14 +58,14 @@ def merge_results(out: Path, folders: Sequence[Path], suite: str | None = None) 
             rows = found.get(unit.key, [])
             if what not in chosen or (_answered(rows) and not _answered(chosen[what][2])):
                 chosen[what] = (unit, folder, rows)
-    absent = [name for name in plans[0].absent if all(name in plan.absent for plan in plans)]
-    joined = {
-        "suite": _joined_suite(plans),
-        "models": tuple(dict.fromkeys(model for plan in plans for model in plan.models)),
-        "units": tuple(unit for unit, _, _ in chosen.values()),
-        "absent": tuple(absent),
-    }
-    plan = plans[0].model_copy(update=joined)
+    plan = plans[0].model_copy(
+        update={
+            "suite": _joined_suite(plans),
+            "models": tuple(dict.fromkeys(model for one in plans for model in one.models)),
+            "units": tuple(unit for unit, _, _ in chosen.values()),
+            "absent": tuple(name for name in plans[0].absent if all(name in one.absent for one in plans)),
+        }
+    )
     for _, folder, rows in chosen.values():
         if _answered(rows):
             read_predictions(folder / rows[0].predictions)

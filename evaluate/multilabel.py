@@ -23,7 +23,7 @@ from mmkd.evaluate.features import Features
 from mmkd.evaluate.linear_probe import Labeled, LinearProbe, fit_chosen, fit_warnings, training_rows
 from mmkd.evaluate.metrics import Floats, auroc, average_precision, mean_of_defined, weighted_mean
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.scoring import Contrast, Metric, Score, Scoring
+from mmkd.evaluate.scoring import Metric, Score, Scoring
 from mmkd.evaluate.splits import group_leaks, probe_splits
 from mmkd.evaluate.task import Task, TaskSettings, Variant, answers_of_test
 from mmkd.evaluate.zero_shot import class_cosines, prompt_facts
@@ -235,11 +235,6 @@ def predictions(data: DatasetRows, score: Floats, available: NDArray[np.bool_], 
     return answers_of_test(data, columns, available, names, info=info)
 
 
-def _label_contrasts(found: Predictions) -> list[Contrast]:
-    known = found.score[:, len(found.columns) // 2 :]
-    return [(column == 1, column == 0) for column in known.T]
-
-
 def _over_labels(metric: Callable[[NDArray[np.bool_], Floats, Floats], Floats]) -> Score:
     """Return the mean of a metric over labels, each on the samples where it is known."""
 
@@ -257,7 +252,7 @@ SCORING = Scoring(
     "standard",
     {"auroc_mean": Metric(_over_labels(auroc)), "map": Metric(_over_labels(average_precision))},
     primary="auroc_mean",
-    contrasts=_label_contrasts,
+    contrasts=lambda found: [(known == 1, known == 0) for known in found.score[:, len(found.columns) // 2 :].T],
 )
 """Means over labels of the area under the ROC curve and of the average precision."""
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -91,7 +89,7 @@ class MultipleChoice(Task[ChoiceSettings]):
 def _questions(data: DatasetRows) -> list[tuple[NDArray[np.int64], int]]:
     """Return the positions of each test question's options, int64 (m,), and which of them is right. Raises UserError
     for a question with fewer than two options, or not exactly one right one."""
-    columns, options, test = cast(ChoiceColumns, data.spec.multiple_choice), data.texts["option"], data.split("test")  # type: ignore[attr-defined]
+    columns, options, test = data.spec.section(ChoiceColumns), data.texts["option"], data.split("test")
     of = options.positions(columns.option_of)
     written = [normalized(one) for one in options.column(columns.answer)]
     found = []

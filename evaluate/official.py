@@ -55,9 +55,7 @@ def _over_classes(parts: Callable[[Floats, Floats, Floats], tuple[Floats, Floats
 
     def metric(predictions: Predictions, weights: Floats) -> Floats:
         hits, predicted, actual = metrics.class_counts(predictions.labels(), predictions.score, weights)
-        numerator, denominator = parts(hits, predicted, actual)
-        ratio = np.zeros_like(numerator)
-        np.divide(numerator, denominator, out=ratio, where=denominator > 0)
+        ratio = np.nan_to_num(metrics.ratio(*parts(hits, predicted, actual)))
         occurring = np.unique(predictions.labels()).tolist()
         if len(occurring) == 2:
             # The released call raises here if anything but classes 0 and 1 occurs or is predicted.

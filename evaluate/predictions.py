@@ -85,6 +85,12 @@ class Predictions:
         assert self.y is not None, "a classifying task stores labels"
         return self.y
 
+    def fold_masks(self) -> list[NDArray[np.bool_]]:
+        """Samples of each fold, bool (n,) each; all of them where there was one test set."""
+        if self.fold is None:
+            return [np.ones(len(self), dtype=bool)]
+        return [self.fold == number for number in np.unique(self.fold)]
+
     def column(self, name: str) -> NDArray[np.float64]:
         return self.score[:, self.columns.index(name)]
 

@@ -67,11 +67,6 @@ class TrustSettings(Frozen):
     seed: int = 0
 
 
-def neighbor_numbers(most: int) -> list[int]:
-    """Return the k that are tried: 1, 3, 5, 7, 9, then every tenth from 11, up to `most`."""
-    return [k for k in (1, 3, 5, 7, 9, *range(11, MOST_NEIGHBORS + 1, 10)) if k <= most]
-
-
 def group_pairs(
     biology: Codes, confounder: Codes, queries: Codes, where: Codes, group: Codes
 ) -> tuple[sparse.csr_array, sparse.csr_array]:

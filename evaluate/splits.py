@@ -161,10 +161,7 @@ def mean_over_folds(metric: Score) -> Score:
     not on one scale, so they are never ranked together."""
 
     def of_predictions(predictions: Predictions, weights: Floats) -> Floats:
-        if predictions.fold is None:
-            return metric(predictions, weights)
-        masks = [predictions.fold == number for number in np.unique(predictions.fold)]
-        values = [metric(predictions.take(mask), weights[:, mask]) for mask in masks]
+        values = [metric(predictions.take(mask), weights[:, mask]) for mask in predictions.fold_masks()]
         return mean_of_defined(np.stack(values, axis=1))
 
     return of_predictions

@@ -59,7 +59,7 @@ class SubgroupTable:
 
     def markdown(self) -> str:
         cells = [[markdown_text(text) for text in self.texts(row)] for row in self.rows]
-        return markdown_page(self.title, [markdown_text(head) for head in self.heads], cells, list(self.notes))
+        return markdown_page(self.title, self.heads, cells, list(self.notes))
 
     def json(self) -> str:
         rows = plain_values([asdict(row) for row in self.rows])

@@ -104,7 +104,7 @@ class Survival(Task[SurvivalSettings]):
     def counts(self, data: DatasetRows) -> dict[str, dict[str, int]]:
         _, event = follow_up(bags := _patients(data))
         found = {"test patients": {"event": int(event.sum()), "censored": int((~event).sum())}}
-        for column in _columns(data).event:
+        for column in data.spec.section(SurvivalColumns).event:
             values = Counter(value or "blank" for value in bags.column(column))
             found[f"test patients by {column}"] = dict(values.most_common())
         return found
@@ -155,7 +155,7 @@ class Survival(Task[SurvivalSettings]):
 def follow_up(bags: Bags) -> tuple[Floats, NDArray[np.bool_]]:
     """Return time float64 (n,) and event bool (n,) of every bag. Raises UserError for a time that is not positive, rows
     of a bag that differ, event values that the description does not name, or no event at all."""
-    columns = _columns(bags.data)
+    columns = bags.data.spec.section(SurvivalColumns)
     seen = bags.samples.two_way(columns.event, columns.censored, "survival: censored")
     event = bags.agreed(seen.astype(object), " and ".join(columns.event)).astype(bool)
     time = np.full(len(bags), np.nan)
@@ -173,11 +173,6 @@ def follow_up(bags: Bags) -> tuple[Floats, NDArray[np.bool_]]:
 
 def _c_index(found: Predictions, weights: Floats) -> Floats:
     return concordance(found.column("risk"), found.column("time"), found.column("event") > 0, weights)
-
-
-def _columns(data: DatasetRows) -> SurvivalColumns:
-    found: SurvivalColumns = getattr(data.spec, Survival.name)
-    return found
 
 
 def _patients(data: DatasetRows) -> Bags:

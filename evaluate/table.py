@@ -91,7 +91,7 @@ class ResultTable:
         return tuple(row for row, value in values.items() if value >= best - TOLERANCE)
 
     def markdown(self) -> str:
-        heads = ["model", *(markdown_text(self.heading(column)) for column in self.columns)]
+        heads = ["model", *map(self.heading, self.columns)]
         rows = [[markdown_text(row), *self._texts(row, "**{}**")] for row in self.rows]
         return markdown_page(self.title, heads, rows, self.notes())
 
@@ -274,8 +274,8 @@ def mean_name(columns: Collection[str]) -> str:
 
 
 def markdown_page(title: str, heads: list[str], rows: list[list[str]], notes: list[str]) -> str:
-    """A title, a table whose cells are Markdown already, and a list of notes."""
-    lines = [markdown_text(title), "", *(f"| {' | '.join(cells)} |" for cells in (heads, *rows))]
+    """A title, a table with heads and with rows whose cells are Markdown already, and a list of notes."""
+    lines = [markdown_text(title), "", *(f"| {' | '.join(cells)} |" for cells in (map(markdown_text, heads), *rows))]
     lines.insert(3, "|---|" + "---:|" * (len(heads) - 1))
     return "\n".join([*lines, *([""] if notes else []), *(f"- {markdown_text(note)}" for note in notes)]) + "\n"
 

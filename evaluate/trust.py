@@ -180,7 +180,8 @@ def _measure_dataset(
     else:
         with ProcessPoolExecutor(min(jobs, len(tasks)), get_context("spawn")) as pool:
             found = [one.result() for one in [pool.submit(examine, *task) for task in tasks]]
-    ks = robustness.neighbor_numbers(min(int((one.where >= 0).sum(axis=1).min()) for one in found))
+    most = min(int((one.where >= 0).sum(axis=1).min()) for one in found)
+    ks = [k for k in (1, 3, 5, 7, 9, *range(11, robustness.MOST_NEIGHBORS + 1, 10)) if k <= most]
     if not ks:
         raise UserError(f"{spec.dataset}: some rows have no row of another group as neighbor; expected two groups")
     curves = [curve_of(cohort, one, ks) for one in found]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -110,23 +110,20 @@ def replicates_of(
     score: Score | str, rows: Codes, codes: Sequence[Codes], group: Codes, bootstrap: BootstrapSettings, word: list[int]
 ) -> Replicates:
     """Value and resamples of one measure of `rows`; an interval needs groups on both sides of each of `codes`."""
-    groups = int(group.max()) + 1
+    groups, value, draws = int(group.max()) + 1, math.nan, np.full(bootstrap.n, np.nan)
+    if not isinstance(score, str):
+        value = float(score(np.ones((1, groups)))[0])
+        draws = np.concatenate([score(counts) for counts in group_counts(np.arange(groups), bootstrap.n, word)])
     sides = [rarer_groups(group[rows], [(code == one, code != one) for one in np.unique(code)]) for code in codes]
-    one = Replicates(
-        value=math.nan,
-        draws=np.full(bootstrap.n, np.nan),
+    return Replicates(
+        value=value,
+        draws=draws,
         n=len(rows),
         groups=len(np.unique(group[rows])),
         missing=0,
         limits=(-1.5, 1.5),  # finite, so that resamples that are all equal give no interval
         reason=score if isinstance(score, str) else "",
         contrast=min((side for side in sides if side is not None), default=0),
-    )
-    if isinstance(score, str):
-        return one
-    blocks = group_counts(np.arange(groups), bootstrap.n, word)
-    return replace(
-        one, value=float(score(np.ones((1, groups)))[0]), draws=np.concatenate([score(counts) for counts in blocks])
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -236,12 +236,12 @@ def _candidates(data: DatasetRows) -> tuple[Samples, dict[str, list[int]]]:
     candidates = data.texts.get("candidate")
     if not candidates:
         raise UserError(f"{data.spec.dataset}: head `rank` needs `vqa: candidates`, text rows with written-out answers")
-    return candidates, candidates.positions(_columns(data).candidate_of)
+    return candidates, candidates.positions(data.spec.section(VqaColumns).candidate_of)
 
 
 def _answers(data: DatasetRows, samples: Samples) -> NDArray[np.object_]:
     """Return the table's answers, str (n,). Raises UserError for a question without an answer."""
-    column = _columns(data).answer
+    column = data.spec.section(VqaColumns).answer
     values = samples.column(column)
     for value, key in zip(values, samples.ids, strict=True):
         if not normalized(value):
@@ -251,9 +251,6 @@ def _answers(data: DatasetRows, samples: Samples) -> NDArray[np.object_]:
     return values
 
 
-def _columns(data: DatasetRows) -> VqaColumns:
-    return cast(VqaColumns, getattr(data.spec, Vqa.name))
-
-
 def _closed(data: DatasetRows) -> NDArray[np.bool_]:
-    return data.split("test").two_way(_columns(data).closed, _columns(data).open, "vqa: open")
+    columns = data.spec.section(VqaColumns)
+    return data.split("test").two_way(columns.closed, columns.open, "vqa: open")

@@ -59,7 +59,8 @@ class ZeroShot(Task[ZeroShotSettings]):
         return data.class_problems(("test",), prompts=True) + leaks
 
     def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
-        """Return class probabilities, float64 (n, C), of every test image."""
+        """Return class probabilities, float64 (n, C), of every test image, and of validation rows where something is
+        chosen on them."""
         settings = self.own(data.spec)
         # The released code takes its softmax in float32, which ties cosines that nearly agree.
         released = settings.protocol == "mmkd_official"
@@ -81,20 +82,14 @@ class ZeroShot(Task[ZeroShotSettings]):
         }
         held = None
         if self.validates(data.spec):
-            held = validation(data, *probabilities("val"), info)
+            samples, (held_score, there) = data.split("val"), probabilities("val")
+            for leak in group_leaks(data, ("val", "test")):
+                raise UserError(leak)
+            if not there.any():
+                raise UserError(f"none of the {len(samples)} val rows has features to choose a temperature or sets on")
+            info["warnings"] += without_features(int(there.sum()), len(samples), "val rows")
+            held = Validation(data.labels(samples)[there], held_score[there])
         return answers_of_test(data, score, available, data.classes, info=info, labeled=True, validation=held)
-
-
-def validation(data: DatasetRows, score: Floats, there: NDArray[np.bool_], info: dict[str, Any]) -> Validation:
-    """Return probabilities, float64 (m, C), of the validation rows that are `there`, with a warning of the others in
-    `info`. Raises UserError for groups in two splits, or a split without features."""
-    samples = data.split("val")
-    for leak in group_leaks(data, ("val", "test")):
-        raise UserError(leak)
-    if not there.any():
-        raise UserError(f"none of the {len(samples)} val rows has features to choose a temperature or sets on")
-    info["warnings"] = info["warnings"] + without_features(int(there.sum()), len(samples), "val rows")
-    return Validation(data.labels(samples)[there], score[there])
 
 
 def prompt_facts(data: DatasetRows, features: Features) -> dict[str, Any]:

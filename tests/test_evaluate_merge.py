@@ -17,11 +17,11 @@ from planted_store import Planted, make_planted
 from mmkd.base.errors import MmkdError
 from mmkd.cli.evaluate import evaluate
 from mmkd.evaluate import load_suite, run_suite
-from mmkd.evaluate.claim import judge
-from mmkd.evaluate.compare import compare
+from mmkd.evaluate.compare import compare, judge
 from mmkd.evaluate.folder import Question, ResultFolder
 from mmkd.evaluate.merge import merge_results
 from mmkd.evaluate.results import read_results
+from mmkd.evaluate.statistics import resampled
 from mmkd.evaluate.table import build_table
 
 
@@ -166,6 +166,15 @@ def test_leaderboard_has_intervals_wins_and_trust(labs: dict[str, tuple[Planted,
     (folders[1] / "trust/specimens.json").write_text(trust_file(["blunt"], k=7))
     found = CliRunner().invoke(evaluate, ["merge", str(tmp_path / "two"), *map(str, folders)])
     assert_one_line(found, "has k 7, another folder 5; measure both alike with --k")
+
+
+def test_a_model_is_scored_once_for_all_its_rivals(merged: ResultFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("mmkd.evaluate.folder.resampled", lambda *a, **b: asked.append(1) or resampled(*a, **b))
+    folder = ResultFolder(merged.out)
+    for model in folder.plan.models:
+        assert len(compare(folder, model, Question("zero_shot")).rivals) == 2
+    assert len(asked) == len(folder.plan.models) == 3
 
 
 def test_claims_are_answered_with_their_numbers(merged: ResultFolder) -> None:
