@@ -142,11 +142,7 @@ def _deep_samples(data: bytes, picture: Any) -> NDArray[Any] | None:
 
 def _with_raw_mode(picture: Any, mode: str, raw: str) -> Image.Image:
     args = [raw if isinstance(tile[3], str) else (raw, *tile[3][1:]) for tile in picture.tile]
-    # Plain tuples up to Pillow 11.0.
-    picture.tile = [
-        tile._replace(args=new) if hasattr(tile, "_replace") else (*tile[:3], new)
-        for tile, new in zip(picture.tile, args, strict=True)
-    ]
+    picture.tile = [tile._replace(args=new) for tile, new in zip(picture.tile, args, strict=True)]
     picture._mode = mode
     picture.load()
     return picture

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mmkd.base.errors import TeacherError
-from mmkd.base.images.resampling import FILTERS, Resized, resize
+from mmkd.base.images.resampling import FILTERS, resize
 from mmkd.base.images.source import MAX_PIXELS, ImageError
 from mmkd.store import Preprocessing
 
@@ -77,32 +77,23 @@ def geometry_of(preprocessing: Preprocessing) -> Geometry:
 def pixels_of(picture: Image.Image, geometries: Sequence[Geometry]) -> dict[Geometry, NDArray[np.uint8]]:
     """Return uint8 (C, H, W) of a picture in mode `L` or `RGB` for each geometry, C 3 for RGB and 1 for L; equal arrays
     may be one. Raises ImageError for a picture so thin that a side would vanish or the reference fill the memory."""
-    placements = {geometry: _place(geometry, picture.mode, *picture.size) for geometry in geometries}
+    groups: dict[tuple[tuple[str, int, int], tuple[int, int], str], list[tuple[Geometry, _Placement]]] = {}
+    for geometry in geometries:
+        p = _place(geometry, picture.mode, *picture.size)
+        canvas = p.mode, p.side, p.side and p.fill
+        groups.setdefault((canvas, p.size, p.interpolation), []).append((geometry, p))
+    sources = {canvas: _lay_out(picture, *canvas) for canvas, _, _ in groups}
     found: dict[Geometry, NDArray[np.uint8]] = {}
-    for canvas in dict.fromkeys((p.mode, p.side, p.side and p.fill) for p in placements.values()):
-        here = {g: p for g, p in placements.items() if (p.mode, p.side, p.side and p.fill) == canvas}
-        found |= _resize_together(_lay_out(picture, *canvas), here)
-    return found
-
-
-def _resize_together(source: Image.Image, placements: dict[Geometry, _Placement]) -> dict[Geometry, NDArray[np.uint8]]:
-    """Resize once for each size and interpolation, to what the geometries keep of it."""
-    groups: dict[tuple[tuple[int, int], str], list[tuple[Geometry, _Placement]]] = {}
-    for geometry, placement in placements.items():
-        groups.setdefault((placement.size, placement.interpolation), []).append((geometry, placement))
-    wanted = []
-    for ((width, height), interpolation), members in groups.items():
+    for (canvas, size, interpolation), members in groups.items():
         boxes = [
-            (p.left, p.top, min(p.left + g.image_size[1], width), min(p.top + g.image_size[0], height))
+            (p.left, p.top, min(p.left + g.image_size[1], size[0]), min(p.top + g.image_size[0], size[1]))
             for g, p in members
         ]
         lefts, tops, rights, bottoms = zip(*boxes, strict=True)
         part = max(min(lefts), 0), max(min(tops), 0), max(rights), max(bottoms)
-        wanted.append(Resized(width, height, interpolation, part))
-    found: dict[Geometry, NDArray[np.uint8]] = {}
-    for one, values, members in zip(wanted, resize(source, wanted), groups.values(), strict=True):
-        for geometry, placement in members:
-            found[geometry] = _window(geometry, placement, values, one.part[0], one.part[1])
+        values = resize(sources[canvas], size, interpolation, part)
+        for geometry, p in members:
+            found[geometry] = _window(geometry, p, values, part[0], part[1])
     return found
 
 

@@ -32,6 +32,8 @@ _IDENTITY = "weights_sha256 preprocessing tokenizer_sha256 context_length towers
 LOADERS = {
     "open_clip": "mmkd.extract.teachers.open_clip_model",
     "transformers": "mmkd.extract.teachers.transformers_model",
+    "timm": "mmkd.extract.teachers.timm_model",
+    "conch": "mmkd.extract.teachers.conch",
     "pmc_clip": "mmkd.extract.teachers.pmc_clip",
     "medclip": "mmkd.extract.teachers.medclip",
 }

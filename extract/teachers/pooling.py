@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 Pooling = Literal["model", "class", "mean", "class_mean"]
-"""`model`: the model's own (`pooler_output`: an attention pool, a dense layer, the class token);
+"""`model`: the model's own (timm's `global_pool`, transformers' `pooler_output`: an attention pool, a dense layer);
 `class`: the first token; `mean`: of the patches, or of a caption's tokens; `class_mean`: both, one after the other."""
 
 

@@ -1,0 +1,94 @@
+"""Resizing a part, bit by bit, against Pillow's `resize` and `crop`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from mmkd.base.images import resampling
+from mmkd.base.images.resampling import FILTERS, compiled_kernels, resize
+
+Part = tuple[int, int, int, int]
+
+
+def noise(width: int, height: int, mode: str, seed: int = 0) -> Image.Image:
+    """Noise, or for odd seeds hard edges, which go beyond the range of a byte when they are resized."""
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3)[: 2 if mode == "L" else 3], dtype=np.uint8)
+    return Image.fromarray(values // 128 * 255 if seed % 2 else values)
+
+
+def by_pillow(picture: Image.Image, size: tuple[int, int], interpolation: str, part: Part) -> NDArray[np.uint8]:
+    """Pillow itself."""
+    values = np.asarray(picture.resize(size, FILTERS[interpolation]).crop(part))
+    return values.reshape(*values.shape[:2], -1).transpose(2, 0, 1)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(1, 300), st.integers(1, 300), st.integers(1, 200), st.integers(1, 200), st.sampled_from(["L", "RGB"]),
+    st.sampled_from(list(FILTERS)), st.integers(0, 99), st.tuples(*[st.floats(0, 1)] * 4),
+)  # fmt: skip
+@example(3000, 7, 224, 224, "RGB", "bicubic", 1, (0, 1, 0, 1))
+@example(7, 3000, 224, 224, "L", "bicubic", 1, (0, 1, 0, 1))
+@example(40, 299, 30, 31, "RGB", "bilinear", 0, (0.3, 0.3, 1, 1))  # rows first, from Pillow 13 on
+@example(40, 50, 30, 30, "L", "bicubic", 0, (0, 1, 0, 1))  # twice as much down as across: columns first
+@example(40, 51, 30, 30, "L", "bicubic", 0, (0, 1, 0, 1))
+@example(64, 90, 64, 90, "RGB", "bicubic", 0, (0, 1, 0, 1))
+def test_a_part_is_that_of_pillow(
+    width: int, height: int, to_width: int, to_height: int, mode: str, interpolation: str, seed: int,
+    shares: tuple[float, float, float, float],
+) -> None:  # fmt: skip
+    left, right = sorted(int(share * (to_width - 1)) for share in shares[:2])
+    top, bottom = sorted(int(share * (to_height - 1)) for share in shares[2:])
+    part = left, top, right + 1, bottom + 1
+    picture = noise(width, height, mode, seed)
+    found = resize(picture, (to_width, to_height), interpolation, part)
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, by_pillow(picture, (to_width, to_height), interpolation, part))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_compiled_loops_do_the_work(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba", reason="the extra fast is not installed")
+    picture, part = noise(90, 70, mode), (1, 2, 40, 29)
+    expected = by_pillow(picture, (41, 32), "bicubic", part)
+    for length, target in ((90, 41), (70, 32)):
+        resampling._weights(length, target, "bicubic")  # read off a comb that Pillow resizes
+
+    def refused(*_: object) -> Image.Image:
+        raise AssertionError("Pillow resized the picture")
+
+    monkeypatch.setattr(Image.Image, "resize", refused)
+    assert np.array_equal(resize(picture, (41, 32), "bicubic", part), expected)
+
+
+def test_pillow_resizes_what_it_keeps_in_pieces() -> None:
+    # 16 MB are the most of one piece.
+    picture, part = noise(2100, 2000, "RGB"), (0, 0, 50, 50)
+    assert np.array_equal(resize(picture, (60, 50), "bilinear", part), by_pillow(picture, (60, 50), "bilinear", part))
+
+
+def test_without_numba_pillow_resizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.delitem(sys.modules, "mmkd.base.images.kernels", raising=False)
+    monkeypatch.delattr(importlib.import_module("mmkd.base.images"), "kernels", raising=False)
+    compiled_kernels.cache_clear()
+    try:
+        assert compiled_kernels() is None
+        picture, part = noise(90, 70, "RGB"), (1, 2, 40, 30)
+        assert np.array_equal(resize(picture, (41, 32), "bicubic", part), by_pillow(picture, (41, 32), "bicubic", part))
+    finally:
+        compiled_kernels.cache_clear()
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, 0)])
+def test_a_size_of_no_pixel(size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="height and width must be > 0"):
+        resize(noise(9, 9, "L"), size, "bicubic", (0, 0, 1, 1))
