@@ -15,7 +15,7 @@ from mmkd.base.errors import UserError
 from mmkd.base.files import write_atomically
 from mmkd.base.lock import only_writer
 from mmkd.base.process import keep_freed_memory
-from mmkd.distill.batch import Batch
+from mmkd.distill.batches import Batch
 from mmkd.distill.checkpoint import Progress
 from mmkd.distill.config import RunConfig
 from mmkd.distill.logs import Board, Clock, open_boards
