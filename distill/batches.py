@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mmkd.distill.captions import Captions
 from mmkd.distill.images import Pictures
-from mmkd.distill.pairs import Pairs
+from mmkd.distill.pairs import Captions, Pairs
 from mmkd.distill.teacher_features import TeacherFeatures, TeacherTargets
 from mmkd.distill.world import World
 
