@@ -18,9 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmkd.base.errors import TeacherError, cause, did_you_mean
 from mmkd.extract.teachers.loaded import LoadedTeacher, out_of_memory
-from mmkd.extract.teachers.protocol import Teacher
 from mmkd.extract.teachers.source import Source, read_json, settings_sha256, source_of
-from mmkd.extract.teachers.spec import AUTO, HF_HUB, LOCAL_DIR, TeacherSpec
+from mmkd.extract.teachers.spec import AUTO, HF_HUB, LOCAL_DIR, Teacher, TeacherSpec
 from mmkd.extract.teachers.tokenizer import TokenizerPlan
 from mmkd.extract.teachers.weights import read_temperature, weights_identity
 from mmkd.store import Preprocessing, TeacherCard
