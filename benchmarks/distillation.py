@@ -1,10 +1,12 @@
 """What do teachers give a student, and which recipe gets most out of them? Real images, five seeds, paired intervals.
 
+    export PYTHONPATH=build/types
     python -P benchmarks/distillation.py OUT [--small-sets DATA] [--seeds 0,1,2,3,4] [--only SCENARIO] [--docs]
     python -P benchmarks/distillation.py OUT --finished --docs     runs nothing: docs/distillation.md of what is there
 
 A student is trained for every scenario, recipe and seed; finished runs are kept in OUT, so that the command may be
-stopped and given again. `--docs` writes the tables into docs/distillation.md.
+stopped and given again. `--docs` writes the tables, with `--only` those of the scenarios named, into
+docs/distillation.md.
 
 Corpora: the demo's (24 classes in nine domains) and, with `--small-sets`, eight classes of Medical MNIST and
 BreastMNIST (medical_mnist_small.npz, breastmnist.npz). Teachers are the demo's specialists, tuned on clean pairs that
@@ -13,7 +15,8 @@ image.
 
 The student has EfficientNet-Lite0 (ImageNet) and MiniLM, both locked, and learns a linear map after each: the outputs
 of the towers are computed once and a run costs seconds. Objective, policies, heads and the order of rows are the
-product's own; crops are fixed. Students whose towers learn are trained by `mmkd demo`.
+product's own; crops are fixed. In the scenarios `random weights` towers of 0.4 million parameters each begin from
+random weights and learn (random_towers.py): a run costs a minute.
 
 A seed decides captions, order, first weights and the rows of a tenth. A score is the balanced accuracy of zero-shot
 classification over all classes, mean over domains, on held-out images with prompts of other wording.
@@ -40,6 +43,7 @@ from PIL import Image
 from scipy.stats import t as student_t
 from torch import Tensor, nn
 
+from mmkd.benchmarks.random_towers import IMAGE_WIDTH, TEXT_WIDTH, ImageTower, TextTower, read_pixels, tokenize
 from mmkd.demo.corpus import COLUMNS, VAGUE, VAGUE_SHARE, WRONG_SHARE, as_found, build_corpus
 from mmkd.demo.specialists import WIDTH, Features, Heads, load_towers, random_heads, tower_features, train_heads
 from mmkd.distill.batches import Batch, BatchPlan, Schedule
@@ -58,6 +62,8 @@ from mmkd.store.layout import TOWERS, Tower
 
 DOCS = Path(__file__).parent.parent / "docs" / "distillation.md"
 BATCH, STEPS, LEARNING_RATE, WARM_UP, WEIGHT_DECAY = 64, 120, 3e-3, 20, 0.05
+RANDOM_STEPS, RANDOM_LEARNING_RATE = 160, 2e-3
+"""Of students that begin from random weights."""
 FITS = 0.8
 """A caption is taken for right when its cosine by the teacher that knows the image best reaches this share of the
 largest that this teacher gives any caption of the corpus."""
@@ -118,6 +124,8 @@ class Scenario:
     """Of the pairs."""
     overlap: int = 1
     """Domains that each teacher knows."""
+    random: bool = False
+    """Whether the student begins from random weights and its towers learn (random_towers.py)."""
 
 
 SCENARIOS = {
@@ -128,6 +136,8 @@ SCENARIOS = {
     "overlap": Scenario(vague=VAGUE_SHARE, wrong=WRONG_SHARE, overlap=3),
     "second, found": Scenario("second", VAGUE_SHARE, WRONG_SHARE),
     "second, clean": Scenario("second"),
+    "random weights, found": Scenario(vague=VAGUE_SHARE, wrong=WRONG_SHARE, random=True),
+    "random weights, clean": Scenario(random=True),
 }
 ALONE, REFERENCE = "pairs alone", "preset distil"
 _ALL: dict[str, Any] = {"policy": {"kind": "all", "by": "caption"}}
@@ -161,7 +171,16 @@ RECIPES: dict[str, dict[str, Any]] = {
     "distil, task 0.1, keys known": {"loss": {"task": 0.1}, "policy": {"keys": "known"}},
 }
 SHORT = tuple(RECIPES)[:3]
-"""Recipes of every scenario; the first two scenarios have all."""
+"""Recipes of every scenario of locked towers; the first two scenarios have all."""
+SLOW = (ALONE, "distil, task 0.1")
+"""Recipes of students whose towers learn."""
+
+
+def recipes_of(name: str) -> tuple[str, ...]:
+    """The recipes that a scenario is run with."""
+    if SCENARIOS[name].random:
+        return SLOW
+    return tuple(RECIPES) if name in tuple(SCENARIOS)[:2] else SHORT
 
 
 @dataclass(frozen=True)
@@ -293,11 +312,10 @@ def kept_material(out: Path, data: Path | None, corpus: str) -> Material:
 
 @dataclass(frozen=True)
 class Setting:
-    """A scenario under one seed: rows, what the towers say of them, teachers. fits: of each row, see `FITS`."""
+    """A scenario under one seed: rows and their places in the corpus, teachers. fits: of each row, see `FITS`."""
 
     rows: list[Row]
-    image: Tensor
-    text: Tensor
+    places: Tensor
     pairs: Pairs
     teachers: Teachers
     fits: Tensor
@@ -317,9 +335,9 @@ def setting(made: Material, scenario: Scenario, seed: int) -> Setting:
     """Draw captions and rows, and let the teachers judge the captions."""
     noisy = as_found(made.train, seed, scenario.vague, scenario.wrong)
     order = np.random.default_rng([seed, 7]).permutation(len(noisy))[: max(BATCH, round(scenario.share * len(noisy)))]
-    chosen = np.sort(order)
+    chosen = torch.from_numpy(np.sort(order))
     rows = [noisy[place] for place in chosen]
-    image = made.image[torch.from_numpy(chosen)]
+    image = made.image[chosen]
     text = torch.stack([made.texts[row["caption"]] for row in rows])
     encoded = pa.array([row["caption"] for row in rows], pa.large_string()).dictionary_encode()
     caption = encoded.indices.to_numpy().astype(np.int64)
@@ -339,17 +357,39 @@ def setting(made: Material, scenario: Scenario, seed: int) -> Setting:
     best = Standard.of(targets, captions).scores(targets).argmax(dim=1, keepdim=True)
     given = torch.stack([agreement(target) for target in targets], dim=1)
     fits = (given.gather(1, best) / known.gather(1, best))[:, 0]
-    return Setting(rows, image, text, pairs, teachers, fits)
+    return Setting(rows, chosen, pairs, teachers, fits)
 
 
 class Student(nn.Module):
-    """Two linear maps and a temperature."""
+    """Two towers, a linear map after each and a temperature. Locked towers are `nn.Identity`: what the student sees
+    then are their outputs."""
 
-    def __init__(self, first: Heads) -> None:
+    def __init__(self, towers: tuple[nn.Module, nn.Module], first: Heads) -> None:
         super().__init__()
+        self.image_tower, self.text_tower = towers
         self.image, self.text, self.log_scale = (
             nn.Parameter(part) for part in (first.image, first.text, first.logit_scale)
         )
+
+    def forward(self, images: Tensor, texts: Tensor) -> StudentFeatures:
+        """Features of B images and B texts."""
+        return StudentFeatures(
+            self.image_tower(images) @ self.image.T, self.text_tower(texts) @ self.text.T, self.log_scale
+        )
+
+
+def beginning(made: Material, out: Path, scenario: Scenario, seed: int) -> tuple[Material, Student]:
+    """What the student sees, in place of what the teachers' towers see, and the student before its first step."""
+    torch.manual_seed(seed)
+    towers: tuple[nn.Module, nn.Module] = (nn.Identity(), nn.Identity())
+    seen, widths = made, (made.image.shape[1], next(iter(made.texts.values())).shape[0])
+    if scenario.random:
+        texts, vocabulary = tokenize(list(made.texts))
+        pixels = [read_pixels(out / "corpus", [row["image"] for row in rows]) for rows in (made.train, made.test)]
+        seen = replace(made, image=pixels[0], texts=texts, test_image=pixels[1])
+        towers, widths = (ImageTower(), TextTower(vocabulary)), (IMAGE_WIDTH, TEXT_WIDTH)
+    blank = Features(torch.empty(0, widths[0]), torch.empty(0, widths[1]), torch.empty(0))
+    return seen, Student(towers, random_heads(blank, 1000 + seed))
 
 
 def run_config(recipe: dict[str, Any], seed: int) -> RunConfig:
@@ -359,7 +399,7 @@ def run_config(recipe: dict[str, Any], seed: int) -> RunConfig:
     return RunConfig.model_validate(compose(content | changes, DOCS))
 
 
-def run(made: Material, scenario: Scenario, recipe: dict[str, Any], seed: int) -> dict[str, float]:
+def run(made: Material, out: Path, scenario: Scenario, recipe: dict[str, Any], seed: int) -> dict[str, float]:
     """Train one student; its scores in [0, 1] and the AUROC of the captions that do not fit."""
     scene = setting(made, scenario, seed)
     keep = np.arange(len(scene.rows))
@@ -370,16 +410,17 @@ def run(made: Material, scenario: Scenario, recipe: dict[str, Any], seed: int) -
     labels = np.stack([scene.pairs.caption, scene.pairs.image], axis=1)
     pairs = replace(scene.pairs, rows=keep, caption=scene.pairs.caption[keep], image=keep)
     asked = scene.teachers if config.loss.teacher_terms else None
-    torch.manual_seed(seed)
-    student = Student(random_heads(Features(scene.image, scene.text, torch.empty(0)), 1000 + seed))
+    seen, student = beginning(made, out, scenario, seed)
+    image, text = seen.image[scene.places], torch.stack([seen.texts[row["caption"]] for row in scene.rows])
+    steps, rate = (RANDOM_STEPS, RANDOM_LEARNING_RATE) if scenario.random else (STEPS, LEARNING_RATE)
     objective = make_objective(config, WIDTH, asked, keep, labels[keep], torch.device("cpu"))  # type: ignore[arg-type]
     matrices = [part for module in (student, objective) for part in module.parameters() if part.ndim > 1]
     others = [part for module in (student, objective) for part in module.parameters() if part.ndim < 2]
     groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98), fused=True)
-    plan = BatchPlan(pairs, Schedule(len(keep), batch_size, -(-STEPS // (len(keep) // batch_size))), seed)
+    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
+    plan = BatchPlan(pairs, Schedule(len(keep), batch_size, -(-steps // (len(keep) // batch_size))), seed)
     for step, epoch, start, rows in plan.steps(0):
-        if step == STEPS:
+        if step == steps:
             break
         picked = torch.from_numpy(rows)
         batch = Batch(
@@ -387,18 +428,18 @@ def run(made: Material, scenario: Scenario, recipe: dict[str, Any], seed: int) -
             tokens=picked, columns=(), groups=torch.from_numpy(labels[rows]),
             targets=asked.gather(rows) if asked else (),
         )  # fmt: skip
-        features = StudentFeatures(
-            scene.image[picked] @ student.image.T, scene.text[picked] @ student.text.T, student.log_scale
-        )
+        features = student(image[picked], text[picked])
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * lr_factor(step, WARM_UP, STEPS)
+            group["lr"] = rate * lr_factor(step, WARM_UP, steps)
         optimizer.zero_grad()
         torch.autograd.backward([objective.total(objective(features, batch, World(torch.device("cpu"))))])
         optimizer.step()
         with torch.no_grad():
             student.log_scale.clamp_(0, math.log(100))
+    student.eval()
     with torch.no_grad():
-        found = scores(made, made.test_image @ student.image.T, {c: t @ student.text.T for c, t in made.texts.items()})
+        features = student(seen.test_image, torch.stack(list(seen.texts.values())))
+        found = scores(made, features.image, dict(zip(seen.texts, features.text, strict=True)))
     return found | {"detection": scene.detection(), "kept": len(keep) / len(scene.rows)}
 
 
@@ -457,10 +498,10 @@ def table(name: str, results: dict[str, dict[int, dict[str, float]]], seeds: lis
 
 
 def detection(results: dict[str, dict[str, dict[int, dict[str, float]]]], seeds: list[int]) -> str:
-    """Markdown: how well wrong captions are found, by scenario."""
+    """Markdown: how well wrong captions are found, by scenario. It does not depend on the student."""
     lines = ["| scenario | AUROC of wrong against right captions, % | captions kept, % |", "|---|---:|---:|"]
     for name, recipes in results.items():
-        found = [recipes[REFERENCE][seed]["detection"] for seed in seeds if seed in recipes[REFERENCE]]
+        found = [run["detection"] for seed, run in recipes.get(REFERENCE, {}).items() if seed in seeds]
         kept = [run["kept"] for run in recipes.get("distil, only captions that fit", {}).values()]
         if len(found) == len(seeds) and not math.isnan(found[0]):
             half = 100 * half_width(found, 1)
@@ -482,27 +523,29 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     seeds = [int(seed) for seed in given.seeds.split(",")]
     results: dict[str, dict[str, dict[int, dict[str, float]]]] = {
-        name: {recipe: {} for recipe in (RECIPES if number < 2 else SHORT)} for number, name in enumerate(SCENARIOS)
+        name: {recipe: {} for recipe in recipes_of(name)} for name in SCENARIOS
     }
-    # What every scenario has first, then the recipes that two of them have.
+    # What all scenarios of a kind have first, then the recipes that two of them have.
     cells = [(name, recipe, seed) for name, found in results.items() for seed in seeds for recipe in found]
-    for name, recipe, seed in sorted(cells, key=lambda cell: cell[1] not in SHORT):
+    for name, recipe, seed in sorted(cells, key=lambda cell: cell[1] not in (*SHORT, *SLOW)):
         scenario = SCENARIOS[name]
         path = given.out / "runs" / f"{name}, {recipe}, {seed}.json".replace(" ", "-").replace(",", "")
         absent = scenario.corpus == "second" and given.small_sets is None
         if not (path.is_file() or given.finished or absent or (given.only and name not in given.only)):
             started = time.perf_counter()
             with reproducible(seed):
-                made = run(kept_material(given.out, given.small_sets, scenario.corpus), scenario, RECIPES[recipe], seed)
+                seen = kept_material(given.out, given.small_sets, scenario.corpus)
+                made = run(seen, given.out, scenario, RECIPES[recipe], seed)
             path.parent.mkdir(exist_ok=True)
             path.write_text(json.dumps(made))
             seconds = time.perf_counter() - started
             print(f"{name}, {recipe}, seed {seed}: {made['bacc']:.3f} in {seconds:.0f} s", flush=True)
         if path.is_file():
             results[name][recipe][seed] = json.loads(path.read_text())
-    tables = {name: table(name, found, seeds) for name, found in results.items()} | {
-        "detection": detection(results, seeds)
-    }
+    asked = given.only or list(SCENARIOS)
+    tables = {name: table(name, results[name], seeds) for name in asked}
+    if not given.only:
+        tables["detection"] = detection(results, seeds)
     text = DOCS.read_text()
     for name, content in tables.items():
         print(f"\n{content}")

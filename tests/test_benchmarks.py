@@ -199,3 +199,26 @@ def test_every_recipe_of_the_harness_is_a_run_that_can_be_written() -> None:
         run_config(recipe, seed=3)
     assert run_config(RECIPES["pairs alone"], seed=3).loss.teacher_terms == ()
     assert run_config({}, seed=3).loss.teacher_terms == ("feature", "relational")
+
+
+def test_a_student_from_random_weights_has_recipes_of_its_own_and_no_detection() -> None:
+    pytest.importorskip("open_clip", reason="the harness trains students")
+    from mmkd.benchmarks.distillation import ALONE, RECIPES, SHORT, detection, recipes_of
+
+    assert recipes_of("random weights, found") == (ALONE, "distil, task 0.1")
+    assert recipes_of("clean") == tuple(RECIPES)
+    assert recipes_of("second, clean") == SHORT
+    assert detection({"random weights, found": {ALONE: {0: {"detection": 0.9}}}}, [0]).count("\n") == 2
+
+
+def test_padding_does_not_change_what_a_random_text_tower_says() -> None:
+    pytest.importorskip("open_clip", reason="the harness trains students")
+    import torch
+
+    from mmkd.benchmarks.random_towers import TEXT_WIDTH, TextTower
+
+    torch.manual_seed(0)
+    tower = TextTower(vocabulary=9).eval()
+    padded = tower(torch.tensor([[3, 5, 8, 0, 0], [1, 2, 4, 6, 7]]))
+    assert padded.shape == (2, TEXT_WIDTH)
+    torch.testing.assert_close(padded[:1], tower(torch.tensor([[3, 5, 8]])), atol=1e-6, rtol=0)
