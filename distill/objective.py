@@ -120,8 +120,7 @@ class Objective(nn.Module):
             by_term[name] = torch.where(has.all(dim=1), by_term[name], 0)
         weighted = torch.stack([getattr(self.config, name) * found.detach() for name, found in by_term.items()]).sum(0)
         shares = self.side.policy.after_losses(shares, weighted, batch)
-        reduced: dict[str, torch.Tensor] = self.reduction(by_term, shares, world, asked)
-        return terms | reduced
+        return terms | self.reduction(by_term, shares, world, asked)
 
     def total(self, terms: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the weighted sum that is minimized."""

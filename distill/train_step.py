@@ -128,8 +128,7 @@ class Updater:
     def _forward(self, piece: Piece, towers: nn.Module | None = None) -> Outputs:
         device = self.world.device.type
         with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
-            outputs: Outputs = (towers or self.called)(*piece)
-        return outputs
+            return (towers or self.called)(*piece)
 
 
 def _gradient(leaf: torch.Tensor) -> torch.Tensor:

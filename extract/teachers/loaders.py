@@ -235,8 +235,7 @@ def find_loader(spec: TeacherSpec) -> TeacherLoader:
 
 
 def _built_in(name: str) -> FileLoader:
-    loader: FileLoader = import_module(LOADERS[name]).LOADER
-    return loader
+    return import_module(LOADERS[name]).LOADER
 
 
 def _recognizing_loader(spec: TeacherSpec) -> FileLoader:

@@ -44,8 +44,7 @@ class TimmTower(nn.Module):
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
         """Encode float32 (B, 3, H, W); returns (B, D)."""
         if self._pooling == "model":
-            features: torch.Tensor = self.model(image)
-            return features
+            return self.model(image)
         return pool_tokens(self.model.forward_features(image), self._pooling, self.model.num_prefix_tokens)
 
 
