@@ -1,7 +1,5 @@
 """The demo, step by step. Each step is one command that a user could type; the demo prints it, then runs it."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections import Counter

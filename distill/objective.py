@@ -4,8 +4,6 @@ The loop knows nothing of losses and this file knows nothing of loops. Each rank
 the sums over ranks of what it returns are the terms of the whole batch, whatever the number of ranks. Shapes: b rows of
 this rank, B of all ranks, T teachers, D student width, A width of a comparison."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal

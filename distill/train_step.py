@@ -1,8 +1,6 @@
 """One step of training: forward, backward, over micro-batches when the share of a rank is too large at once; and its
 floating-point operations, as a share of what the device could do."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass

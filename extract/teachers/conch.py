@@ -1,8 +1,6 @@
 """Loader `conch`: CONCH's two towers without its decoder, made of timm's and open_clip's parts. Source:
 github.com/mahmoodlab/CONCH, conch/open_clip_custom (coca_model.py, vision_tower.py, conch_ViT-B-16.json)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import timm

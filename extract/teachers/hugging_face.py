@@ -1,8 +1,6 @@
 """What transformers describes in JSON: a text tower, read without asking the network, and an image processor; and its
 models, built strictly and silently."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

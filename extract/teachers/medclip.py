@@ -2,8 +2,6 @@
 github.com/RyanWangZf/MedCLIP, medclip/modeling_medclip.py (MedCLIPTextModel, MedCLIPVisionModel,
 MedCLIPVisionModelViT), medclip/dataset.py and medclip/constants.py. Features here are before its normalization."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import torch

@@ -1,8 +1,6 @@
 """Loader `open_clip`: a folder or repository with open_clip_config.json, or an architecture by name and a checkpoint;
 with renamed keys, also what forks of open_clip write (`text_encoder.` for `text.`)."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import json

@@ -2,8 +2,6 @@
 github.com/WeixiongLin/PMC-CLIP, src/pmc_clip/model/pmc_clip.py (PMC_CLIP.encode_image, encode_text) and
 model_configs/RN50_fusion4.json; the split files are those of the authors' quick start."""
 
-from __future__ import annotations
-
 import math
 import re
 from typing import Any, Literal

@@ -1,8 +1,6 @@
 """Loader `timm`: an image tower as timm writes it to the hub (config.json with `architecture` and `pretrained_cfg`
 beside the weights), or an architecture by name and a checkpoint."""
 
-from __future__ import annotations
-
 import functools
 import math
 from typing import Any

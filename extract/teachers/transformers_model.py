@@ -1,7 +1,5 @@
 """Loader `transformers`: a CLIPModel or SiglipModel, or one tower alone, as `save_pretrained` writes it."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from typing import Any
