@@ -63,7 +63,7 @@ class Soak:
         return self._extract(chance, here, ("--workers", 2), lambda job: job.pid)
 
     def worker(self, chance: random.Random, here: Path) -> int:
-        """Kill a worker of two up to five times; the run goes on without being started again."""
+        """Kill a worker of two up to three times; the run goes on without being started again."""
         return self._extract(chance, here, ("--workers", 2), lambda job: next(iter(workers_of(job)), None))
 
     def _extract(self, chance: random.Random, here: Path, options: tuple[Any, ...], victim: Callable[..., Any]) -> int:
@@ -72,7 +72,7 @@ class Soak:
         for number in range(6):
             job = started(command, here / f"log{number}")
             job_pids = {job.pid}
-            for _ in range(5 if number < 5 else 0):
+            for _ in range(3 if number < 5 else 0):
                 wanted = entries(store) + chance.randint(0, 2)
                 deadline = time.monotonic() + PATIENCE
                 while job.poll() is None and entries(store) < wanted and time.monotonic() < deadline:
