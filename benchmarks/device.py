@@ -35,7 +35,7 @@ from mmkd.extract.report import ShardReport
 from mmkd.extract.run import make_store
 from mmkd.extract.shard import extract_shard
 from mmkd.extract.teachers.geometry import geometry_of
-from mmkd.extract.teachers.protocol import Teacher
+from mmkd.extract.teachers.spec import Teacher
 from mmkd.store import FeatureStore, Preprocessing, TeacherCard
 from mmkd.store.record import Store
 from mmkd.store.writer import add_teacher

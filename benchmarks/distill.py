@@ -27,7 +27,7 @@ from PIL import Image
 
 from mmkd.base.process import keep_freed_memory
 from mmkd.benchmarks.result import Row, main
-from mmkd.distill.batch import Batch
+from mmkd.distill.batches import Batch
 from mmkd.distill.config import RunConfig
 from mmkd.distill.prepare import Run, prepare
 from mmkd.distill.student import Towers, build_student

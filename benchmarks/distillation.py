@@ -42,15 +42,15 @@ from torch import Tensor, nn
 
 from mmkd.demo.corpus import COLUMNS, VAGUE, VAGUE_SHARE, WRONG_SHARE, as_found, build_corpus
 from mmkd.demo.specialists import WIDTH, Features, Heads, load_towers, random_heads, tower_features, train_heads
-from mmkd.distill.batch import Batch, StudentFeatures, TeacherTargets
-from mmkd.distill.batches import BatchPlan, Schedule
+from mmkd.distill.batches import Batch, BatchPlan, Schedule
 from mmkd.distill.config import RunConfig
 from mmkd.distill.losses import unit
-from mmkd.distill.objective import make_objective
+from mmkd.distill.objective import StudentFeatures, make_objective
 from mmkd.distill.optimizer import lr_factor
 from mmkd.distill.pairs import Pairs
 from mmkd.distill.policies import Standard, agreement, familiarity
 from mmkd.distill.presets import compose
+from mmkd.distill.teacher_features import TeacherTargets
 from mmkd.distill.world import World
 from mmkd.evaluate.heads.torch_training import reproducible
 from mmkd.evaluate.metrics import macro_auroc

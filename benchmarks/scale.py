@@ -29,8 +29,7 @@ from mmkd.benchmarks.linked_store import make_linked_store
 from mmkd.benchmarks.result import Row, main
 from mmkd.cli.main import cli
 from mmkd.distill.batches import BatchPlan, Schedule
-from mmkd.distill.captions import load_tokens, save_tokens, tokenize_captions
-from mmkd.distill.pairs import find_pairs
+from mmkd.distill.pairs import find_pairs, load_tokens, save_tokens, tokenize_captions
 from mmkd.distill.student import student_tokenizer
 from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.store import FeatureStore

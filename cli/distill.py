@@ -6,12 +6,8 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
-
-if TYPE_CHECKING:
-    from mmkd.distill.trainer import TrainReport
 
 
 @click.command()
@@ -53,7 +49,7 @@ def distill(run: Path, dry_run: bool, as_json: bool) -> None:
     report = train(config, say=click.echo)
     if not report.first_rank:
         sys.exit(128 + report.stop_signal if report.stop_signal else 0)
-    click.echo(_done(report))
+    click.echo(report.line)
     for name, value in report.scores.items():
         click.echo(f"{name} {value:.4f}")
     if report.stop_signal:
@@ -62,14 +58,3 @@ def distill(run: Path, dry_run: bool, as_json: bool) -> None:
     if report.stopped:
         click.echo(f"stopped by {report.stopped}: nothing better since step {report.best.best_step}")
     click.echo(f"next: mmkd export {config.out} STUDENT_DIR")
-
-
-def _done(report: TrainReport) -> str:
-    steps = report.steps - report.resumed_at
-    if not steps:
-        done = f"all {report.steps} steps were done before" if not report.stopped else f"ended at step {report.steps}"
-        return f"{done}: nothing to do; for more, set another `out` and {'patience' if report.stopped else '`epochs`'}"
-    terms = ", ".join(f"{name} {value:.3f}" for name, value in report.losses.items())
-    share = report.wait_seconds / report.seconds if report.seconds else 0.0
-    whole = f" ({report.steps} in all)" if report.resumed_at else ""
-    return f"{steps} steps{whole} in {report.seconds:.0f} s, {share:.0%} of it waiting for data; losses: {terms}"

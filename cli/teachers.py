@@ -15,13 +15,12 @@ import yaml
 
 from mmkd.base.errors import TeacherError
 from mmkd.base.text import plain_values, table_lines
-from mmkd.cli.params import JSON, SEED
+from mmkd.cli.params import JSON, SEED, echo
 from mmkd.extract.teachers.published import PublishedTeacher, encoders, known_teacher, parse_teacher, the_nine, variants
 from mmkd.store import FeatureStore
 from mmkd.store.layout import TOWER_INPUTS
 
 if TYPE_CHECKING:
-    from mmkd.extract.reextract import TeacherComparison
     from mmkd.extract.teachers.check import CheckReport, TowerReport
 
 _TRUST = click.option(
@@ -133,11 +132,8 @@ def compare(
     limit = TOLERANCE if tolerance is None else tolerance
     opened = FeatureStore.open(store)
     found = compare_with_teacher(opened, slug, rows or ROWS, corpus=corpus, tolerance=limit, seed=seed)
-    if as_json:
-        content = asdict(found) | {"same_teacher": found.same_teacher, "sound": found.sound}
-        click.echo(json.dumps(plain_values(content), indent=1))
-    else:
-        click.echo(_comparison_screen(found))
+    content = asdict(found) | {"same_teacher": found.same_teacher, "sound": found.sound}
+    echo(as_json, plain_values(content), found.lines())
     if not found.sound:
         sys.exit(1)
 
@@ -208,24 +204,3 @@ def _tower(name: str, tower: TowerReport) -> str:
         f"{name:13} {tower.inputs} run, norms {tower.norm_smallest:.3f} to {tower.norm_largest:.3f}, "
         f"{tower.per_second:.1f} a second{said}"
     )
-
-
-def _comparison_screen(report: TeacherComparison) -> str:
-    lines = [f"{report.slug}: {report.source} run again on {report.rows} random rows"]
-    if not report.same_teacher:
-        lines.append(f"another teacher: digest {report.digest_now} now, {report.digest_stored} when it was stored")
-    for name, tower in ((TOWER_INPUTS[tower], found) for tower, found in report.towers.items()):
-        quantiles = "  ".join(f"{at} {value:.6f}" for at, value in tower.quantiles.items())
-        cosines = (
-            f"{tower.compared} compared, cosine min {tower.smallest:.6f}  {quantiles}  mean {tower.mean:.6f}; "
-            f"to other rows {tower.strangers:.3f}"
-        )
-        lines.append(f"{name:9} {cosines if tower.compared else 'none compared'}")
-    lines += [f"  {count:,} x {reason}" for reason, count in report.not_compared.items()]
-    below = sum(tower.below for tower in report.towers.values())
-    compared = sum(tower.compared for tower in report.towers.values())
-    lines.append(
-        f"{'sound' if report.sound else 'NOT sound'}: {below} of {compared} features differ "
-        f"by more than {report.tolerance:g} (1 - cosine)"
-    )
-    return "\n".join(lines)

@@ -112,8 +112,7 @@ def _corpus_and_teachers(folder: Path, say: Say) -> list[str]:
         say("tuning nine specialists: frozen EfficientNet-Lite0 and MiniLM, linear heads, one domain each ...")
         made = train_specialists(summary.private_csv, folder / "teachers")
         marker.write_text(json.dumps([path.name for path in made]))
-    names: list[str] = json.loads(marker.read_text())
-    return names
+    return json.loads(marker.read_text())
 
 
 def _extract(corpus: Path, store: Path, teachers: str, say: Say) -> None:

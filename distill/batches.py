@@ -1,11 +1,12 @@
-"""The source of batches: rows in order, their images, tokens and targets, one step ahead of the loop."""
+"""Batches and their source: rows in order, their images, tokens and targets, one step ahead of the loop. Shapes: B rows
+of this rank, L tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -13,14 +14,48 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mmkd.distill.batch import Batch
-from mmkd.distill.captions import Captions
 from mmkd.distill.images import Pictures
-from mmkd.distill.pairs import Pairs
-from mmkd.distill.teacher_features import TeacherFeatures
+from mmkd.distill.pairs import Captions, Pairs
+from mmkd.distill.teacher_features import TeacherFeatures, TeacherTargets
 from mmkd.distill.world import World
 
 Item = TypeVar("Item")
+Piece = tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]
+"""Images, tokens and columns of some rows: the arguments of the student's towers."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This rank's share of one step; the shares of all ranks, in order of rank, are the step's batch. rows: int64 (B,)
+    grid rows. positions: int64 (B,), place of each row in its epoch's order. images: uint8 (B, 3, H, W). tokens: int64
+    (B, L), padded to the context. columns: (B,), how many of the L columns each row needs. groups: int64 (B, 2),
+    numbers of the row's tokens and of its image: rows that share either are positives of each other. targets: one for
+    each teacher, in the order of the run's teachers; empty when no teacher is asked."""
+
+    step: int
+    epoch: int
+    rows: NDArray[np.int64]
+    positions: torch.Tensor
+    images: torch.Tensor
+    tokens: torch.Tensor
+    columns: tuple[int, ...]
+    groups: torch.Tensor
+    targets: tuple[TeacherTargets, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def pieces(self, size: int) -> Iterator[Piece]:
+        """Yield images, tokens and columns of `size` rows at a time, for towers that cannot hold the whole share."""
+        for first in range(0, len(self), size):
+            span = slice(first, first + size)
+            yield self.images[span], self.tokens[span], self.columns[span]
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the same batch on `device`; from pinned memory without waiting."""
+        names = ("positions", "images", "tokens", "groups")
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        return replace(self, targets=tuple(target.to(device) for target in self.targets), **moved)
 
 
 @dataclass(frozen=True)

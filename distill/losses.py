@@ -67,16 +67,10 @@ def unit(features: torch.Tensor) -> torch.Tensor:
     return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
 
-def weighted_mean(
-    values_Q: torch.Tensor, weights_Q: torch.Tensor | None = None, total: torch.Tensor | None = None
-) -> torch.Tensor:
-    """``sum_i w_i v_i / total``, and 0 when nothing has weight. `total` is the sum of the weights when not given. Under
-    several ranks it is the sum of the weights of all of them: the ranks' values, and their gradients, then add up to
-    those of one large batch, also when the ranks hold different numbers of available rows."""
-    if weights_Q is None:
-        weights_Q = torch.ones_like(values_Q)
-    if total is None:
-        total = weights_Q.sum()
+def weighted_mean(values_Q: torch.Tensor, weights_Q: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+    """``sum_i w_i v_i / total``, and 0 when nothing has weight. `total` is the sum of the weights of all ranks: their
+    values, and their gradients, then add up to those of one large batch, also when the ranks hold different numbers of
+    available rows."""
     # A row without weight may hold anything, an infinity too.
     kept_Q = torch.where(weights_Q != 0, weights_Q * values_Q, 0)
     return kept_Q.sum() / total.clamp_min(torch.finfo(values_Q.dtype).tiny)

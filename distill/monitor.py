@@ -13,13 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from mmkd.base.errors import ConfigError, UserError
-from mmkd.distill.captions import Captions, tokenize_captions
 from mmkd.distill.config import DataConfig, MonitorConfig, MonitorSet
 from mmkd.distill.images import RowImages, image_batches, row_images
 from mmkd.distill.losses import unit
 from mmkd.distill.optimizer import WeightAverage
-from mmkd.distill.pairs import Pairs, find_pairs, rows_where
-from mmkd.distill.student import Tokenize, Towers, student_pixels
+from mmkd.distill.pairs import Captions, Pairs, Tokenize, find_pairs, rows_where, tokenize_captions
+from mmkd.distill.student import Towers, student_pixels
 from mmkd.distill.world import World
 from mmkd.store import FeatureStore
 

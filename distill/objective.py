@@ -16,10 +16,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mmkd.base.errors import ConfigError
-from mmkd.distill.bank import Bank
-from mmkd.distill.batch import Batch, StudentFeatures
+from mmkd.distill.batches import Batch
 from mmkd.distill.config import LossConfig, RunConfig
-from mmkd.distill.heads import Heads, Preparation, fixed_alignment, mix_teachers
 from mmkd.distill.losses import (
     INITIAL_LOG_SCALE,
     MAX_LOG_SCALE,
@@ -30,28 +28,24 @@ from mmkd.distill.losses import (
     unit,
     weighted_mean,
 )
-from mmkd.distill.policies import Policy, make_policy
+from mmkd.distill.policies import make_policy
 from mmkd.distill.teacher_features import TeacherFeatures
+from mmkd.distill.teacher_side import Bank, Heads, Preparation, TeacherSide, fixed_alignment, mix_teachers
 from mmkd.distill.terms import ONE_TOWER_TERMS, TERMS
 from mmkd.distill.world import World
-from mmkd.store.layout import OTHER_TOWER, TOWERS, Tower
+from mmkd.store.layout import OTHER_TOWER, TOWERS
 
 # Logits of a teacher whose card has no temperature: CLIP's first one, 1/0.07 (arXiv 2103.00020, section 2.5).
 _USUAL_SCALE = 1 / 0.07
 
 
-@dataclass
-class TeacherSide:
-    """What a run with teachers needs beside the student. relation_scales: temperature of each teacher's
-    similarities."""
+@dataclass(frozen=True)
+class StudentFeatures:
+    """A student's output: image, text float32 (B, D) as the towers give them; the logarithm of its temperature."""
 
-    heads: Heads
-    prepare: Preparation
-    policy: Policy
-    relation_scales: Sequence[float]
-    bank: Bank | None = None
-    towers: Sequence[tuple[Tower, ...]] = ()
-    """Of each teacher; empty when all have both."""
+    image: torch.Tensor
+    text: torch.Tensor
+    log_scale: torch.Tensor
 
 
 class Objective(nn.Module):
@@ -126,8 +120,7 @@ class Objective(nn.Module):
             by_term[name] = torch.where(has.all(dim=1), by_term[name], 0)
         weighted = torch.stack([getattr(self.config, name) * found.detach() for name, found in by_term.items()]).sum(0)
         shares = self.side.policy.after_losses(shares, weighted, batch)
-        reduced: dict[str, torch.Tensor] = self.reduction(by_term, shares, world, asked)
-        return terms | reduced
+        return terms | self.reduction(by_term, shares, world, asked)
 
     def total(self, terms: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the weighted sum that is minimized."""

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from mmkd.base.errors import ConfigError
-from mmkd.distill.batch import Batch, TeacherTargets
+from mmkd.distill.batches import Batch
 from mmkd.distill.config import PolicyConfig
 from mmkd.distill.losses import unit
-from mmkd.distill.teacher_features import TeacherFeatures
+from mmkd.distill.teacher_features import TeacherFeatures, TeacherTargets
 
 _STANDARD_ROWS = 16384
 """Rows on which a teacher's usual score is measured, spread evenly over the run's."""

@@ -15,21 +15,19 @@ from mmkd.base.files import temporary_files, write_atomically
 from mmkd.base.process import usable_cores
 from mmkd.base.text import counted
 from mmkd.distill import checkpoint
-from mmkd.distill.arithmetic import Arithmetic, count_arithmetic
 from mmkd.distill.batch_norm import prepare_batch_norms
 from mmkd.distill.batches import Batches, BatchPlan, Schedule
-from mmkd.distill.captions import load_tokens, save_tokens
 from mmkd.distill.checkpoint import Progress
 from mmkd.distill.config import RunConfig
 from mmkd.distill.images import train_pictures
 from mmkd.distill.monitor import Monitor, find_held_out, read_held_out
 from mmkd.distill.objective import make_objective
 from mmkd.distill.optimizer import WeightAverage, lock_layers, make_optimizer, warmup_steps
-from mmkd.distill.pairs import training_pairs
+from mmkd.distill.pairs import Tokenize, load_tokens, save_tokens, training_pairs
 from mmkd.distill.provenance import TEXT, RunRecord, make_record
-from mmkd.distill.student import Tokenize, Towers, check_text, image_size, model_config, preprocessing, save_text
+from mmkd.distill.student import Towers, check_text, image_size, model_config, preprocessing, save_text
 from mmkd.distill.teacher_features import TeacherFeatures
-from mmkd.distill.train_step import Model, Updater
+from mmkd.distill.train_step import Arithmetic, Model, Updater, count_arithmetic
 from mmkd.distill.world import World
 from mmkd.store import FeatureStore
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -26,6 +26,7 @@ from transformers import AutoConfig, AutoModel
 
 from mmkd.base.errors import ConfigError, cause
 from mmkd.distill.config import StudentConfig, TowerWeights
+from mmkd.distill.pairs import Tokenize
 from mmkd.distill.presets import SCHEMES
 
 HF_NAMES = ("hf_model_name", "hf_tokenizer_name")
@@ -35,9 +36,6 @@ _TAG_KEYS = ("mean", "std", "interpolation", "resize_mode")
 _ERRORS: tuple[type[Exception], ...]
 _ERRORS = (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ImportError)
 _ERRORS += (UnpicklingError, SafetensorError)
-
-Tokenize = Callable[[list[str]], torch.Tensor]
-"""Captions to int64 (n, L)."""
 
 
 @contextmanager

@@ -5,18 +5,33 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mmkd.distill.batch import TeacherTargets
 from mmkd.store import FeatureStore
 from mmkd.store.array import FeatureArray
 from mmkd.store.layout import TOWERS, Tower
 
 # Of the device memory that is free before training: the rest is for weights, their moments and activations.
 RESIDENT_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class TeacherTargets:
+    """One teacher's features for the B rows of a batch. image, text: (B, E), E its width, in the store's own type, as
+    stored; rows that the teacher lacks are zero, and so is a tower that it has not. present: bool (B,), where it has
+    all its towers."""
+
+    image: torch.Tensor
+    text: torch.Tensor
+    present: torch.Tensor
+
+    def to(self, device: torch.device) -> TeacherTargets:
+        """Return the same rows on `device`; from pinned memory without waiting."""
+        return TeacherTargets(*(part.to(device, non_blocking=True) for part in (self.image, self.text, self.present)))
 
 
 class TeacherFeatures:

@@ -15,7 +15,7 @@ from mmkd.base.errors import UserError
 from mmkd.base.files import write_atomically
 from mmkd.base.lock import only_writer
 from mmkd.base.process import keep_freed_memory
-from mmkd.distill.batch import Batch
+from mmkd.distill.batches import Batch
 from mmkd.distill.checkpoint import Progress
 from mmkd.distill.config import RunConfig
 from mmkd.distill.logs import Board, Clock, open_boards
@@ -50,6 +50,19 @@ class TrainReport:
     """The signal's number, when it was one."""
     first_rank: bool
     """False in ranks that print nothing."""
+
+    @property
+    def line(self) -> str:
+        """The call as a user reads it."""
+        steps = self.steps - self.resumed_at
+        if not steps:
+            done = f"ended at step {self.steps}" if self.stopped else f"all {self.steps} steps were done before"
+            more = "patience" if self.stopped else "`epochs`"
+            return f"{done}: nothing to do; for more, set another `out` and {more}"
+        terms = ", ".join(f"{name} {value:.3f}" for name, value in self.losses.items())
+        share = self.wait_seconds / self.seconds if self.seconds else 0.0
+        whole = f" ({self.steps} in all)" if self.resumed_at else ""
+        return f"{steps} steps{whole} in {self.seconds:.0f} s, {share:.0%} of it waiting for data; losses: {terms}"
 
 
 def train(config: RunConfig, say: Callable[[str], None] = print) -> TrainReport:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -13,12 +14,13 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from mmkd.base.images.decoding import decode
 from mmkd.base.images.pixels import ASSUMED
 from mmkd.base.images.source import ImageError, ImageSource
 from mmkd.extract.teachers.geometry import Geometry, pixels_of
-from mmkd.store.inputs import encode_input
+from mmkd.store.inputs import QUALITY
 
 # Windows of encoded bytes, and of pixels, that may wait: each stage keeps ahead of the next; memory is these times one.
 _WINDOWS_READ, _WINDOWS_DECODED = 4, 2
@@ -82,6 +84,17 @@ def decode_image(
         read_seconds=read_seconds,
         decode_seconds=time.perf_counter() - started,
     )
+
+
+def encode_input(picture: Image.Image, size: int) -> bytes:
+    """Encode a picture as JPEG, gray or RGB, its shorter side reduced to `size` pixels, never enlarged."""
+    shrunk = picture if picture.mode == "L" else picture.convert("RGB")
+    if (shorter := min(shrunk.size)) > size:
+        width, height = (max(1, round(side * size / shorter)) for side in shrunk.size)
+        shrunk = shrunk.resize((width, height), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    shrunk.save(buffer, "JPEG", quality=QUALITY)
+    return buffer.getvalue()
 
 
 def _reason(error: Exception) -> str:

@@ -20,7 +20,7 @@ from mmkd.extract.forward import BatchSizes, Queue
 from mmkd.extract.isolated_decoding import isolated_windows
 from mmkd.extract.report import Clock, ShardReport
 from mmkd.extract.teachers.geometry import Geometry, geometry_of
-from mmkd.extract.teachers.protocol import Teacher
+from mmkd.extract.teachers.spec import Teacher
 from mmkd.store.encoding import value_type
 from mmkd.store.layout import TOWERS
 

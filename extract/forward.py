@@ -20,7 +20,7 @@ from mmkd.base.process import Watch
 from mmkd.extract.device import PASS_ROWS, Device, Encode, Pass
 from mmkd.extract.report import Clock, ShardReport
 from mmkd.extract.teachers.loaded import LoadedTeacher, out_of_memory
-from mmkd.extract.teachers.protocol import Teacher
+from mmkd.extract.teachers.spec import Teacher
 from mmkd.store.layout import Tower
 
 log = logging.getLogger(__name__)

@@ -4,6 +4,7 @@ teacher that the right thing was. Machines differ in last bits, so the answer is
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher
 from mmkd.extract.teachers.published import parse_teacher
 from mmkd.extract.teachers.spec import HF_HUB, LOCAL_DIR
 from mmkd.store import IMAGE_SOUND, TEXT_SOUND, FeatureStore
-from mmkd.store.layout import Tower
+from mmkd.store.layout import TOWER_INPUTS, Tower
 
 ROWS = 200
 """Default number of rows to rerun."""
@@ -74,6 +75,21 @@ class TeacherComparison:
         found = self.towers.values()
         compared = sum(tower.compared for tower in found)
         return self.same_teacher and compared > 0 and not sum(tower.below for tower in found)
+
+    def lines(self) -> Iterator[str]:
+        """Yield the comparison as a user reads it."""
+        yield f"{self.slug}: {self.source} run again on {self.rows} random rows"
+        if not self.same_teacher:
+            yield f"another teacher: digest {self.digest_now} now, {self.digest_stored} when it was stored"
+        for tower, found in self.towers.items():
+            quantiles = "  ".join(f"{at} {value:.6f}" for at, value in found.quantiles.items())
+            cosines = f"{found.compared} compared, cosine min {found.smallest:.6f}  {quantiles}  mean {found.mean:.6f}"
+            cosines += f"; to other rows {found.strangers:.3f}"
+            yield f"{TOWER_INPUTS[tower]:9} {cosines if found.compared else 'none compared'}"
+        yield from (f"  {count:,} x {reason}" for reason, count in self.not_compared.items())
+        below, compared = (sum(getattr(one, name) for one in self.towers.values()) for name in ("below", "compared"))
+        verdict = "sound" if self.sound else "NOT sound"
+        yield f"{verdict}: {below} of {compared} features differ by more than {self.tolerance:g} (1 - cosine)"
 
 
 def compare_with_teacher(

@@ -17,7 +17,7 @@ from mmkd.extract.corpora.row import CAPTION_FAULT, IMAGE_FAULT, INDEX_FAULTS, O
 from mmkd.extract.decoding import DecodedImage
 from mmkd.extract.encode import Workbench, encode_inputs
 from mmkd.extract.report import Clock, ShardReport
-from mmkd.extract.teachers.protocol import Teacher
+from mmkd.extract.teachers.spec import Teacher
 from mmkd.store import FeatureStore
 from mmkd.store.inputs import SCHEMA, write_inputs
 from mmkd.store.layout import IMAGE_SOUND, TEXT_SOUND, TOWERS

@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -26,9 +26,6 @@ from mmkd.base.places.remote import RemotePath, StorePath
 from mmkd.store.hierarchy import Document, encode_sealed, list_part, read_file, read_sealed
 from mmkd.store.record import Store
 from mmkd.store.samples import read_part
-
-if TYPE_CHECKING:
-    from PIL import Image  # an extra: reading and verifying a store needs no pictures
 
 QUALITY = 90
 """JPEG quality; at 256 pixels about 20 kB a radiograph, and no block is seen in a random crop of 224."""
@@ -59,21 +56,8 @@ def inputs_entry(shard: int) -> str:
     return f"inputs/{shard:05d}.json"
 
 
-def encode_input(picture: Image.Image, size: int) -> bytes:
-    """Encode a picture as JPEG, gray or RGB, its shorter side reduced to `size` pixels, never enlarged."""
-    from PIL.Image import Resampling  # noqa: PLC0415
-
-    shrunk = picture if picture.mode == "L" else picture.convert("RGB")
-    if (shorter := min(shrunk.size)) > size:
-        width, height = (max(1, round(side * size / shorter)) for side in shrunk.size)
-        shrunk = shrunk.resize((width, height), Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    shrunk.save(buffer, "JPEG", quality=QUALITY)
-    return buffer.getvalue()
-
-
 def write_inputs(root: StorePath, shard: int, size: int, table: pa.Table) -> InputsEntry:
-    """Write one shard's inputs, then their entry. `size`: of `encode_input`; `table`: the columns of `SCHEMA`, one row
+    """Write one shard's inputs, then their entry. `size`: that of the entry; `table`: the columns of `SCHEMA`, one row
     for each grid row of the shard. Raises StoreError if the disk is full or read-only."""
     sink = io.BytesIO()
     with pa.ipc.new_file(sink, SCHEMA) as writer:

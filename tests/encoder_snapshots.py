@@ -1,4 +1,4 @@
-"""Tiny encoders with one tower, saved by transformers itself, each with a reference that is not ours."""
+"""Tiny encoders with one tower, saved by timm and transformers themselves, each with a reference that is not ours."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import timm
 import torch
 import transformers
+from timm.models import save_for_hf
 
 from mmkd.extract.teachers.spec import TeacherSpec
 from tests.teacher_parts import loud, spec_of, write_bert_tokenizer
@@ -36,6 +38,66 @@ class Encoder:
     transform: Callable[..., object] | None = field(default=None)
     """A picture to normalized pixels, by the library."""
 
+
+def timm_folder(
+    folder: Path, name: str, forward: Callable[[torch.nn.Module], Forward], old: bool = False, **given: object
+) -> Encoder:
+    """A model of timm; `old` writes the configuration as UNI's is: arguments at its top, weights without a header.
+    `given`: the loader's options, and `transform`, changes of `pretrained_cfg`."""
+    options = dict(given)
+    transform = dict(options.pop("transform", {}))  # type: ignore[call-overload]
+    arguments = dict(options.get("model_args", {}))  # type: ignore[call-overload]
+    classes = {"mlp_layer": timm.layers.SwiGLUPacked} if "mlp_layer" in arguments else {}
+    model = loud(timm.create_model(name, pretrained_cfg_overlay=transform, **(arguments | classes)), 5)
+    if old:
+        config = {"architecture": name, "num_features": model.num_features, "pretrained_cfg": model.pretrained_cfg}
+        (folder / "config.json").write_text(json.dumps(config | arguments, default=str))
+        torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    else:
+        save_for_hf(model, folder, model_args=dict.fromkeys(classes), safe_serialization=True)  # JSON holds no class
+    data = timm.data.resolve_data_config({}, model=model)
+    return Encoder(spec_of("mine", folder, "auto", options=options), forward(model), timm.data.create_transform(**data))
+
+
+def _own_pooling(model: torch.nn.Module) -> Forward:
+    return lambda image: model.forward_head(model.forward_features(image), pre_logits=True)
+
+
+def class_and_patches(model: torch.nn.Module) -> Forward:
+    """Virchow2's: the class token beside the mean of what follows the registers."""
+
+    def forward(image: torch.Tensor) -> torch.Tensor:
+        tokens = model.forward_features(image)
+        return torch.cat([tokens[:, 0], tokens[:, 5:].mean(1)], dim=-1)
+
+    return forward
+
+
+def _patches(model: torch.nn.Module) -> Forward:
+    return lambda image: model.forward_features(image)[:, 1:].mean(1)
+
+
+VIRCHOW2 = {"reg_tokens": 4, "mlp_layer": "SwiGLUPacked", "act_layer": "silu", "global_pool": "", "init_values": 1e-5}
+
+TIMM: dict[str, Callable[[Path], Encoder]] = {
+    "class token": lambda folder: timm_folder(folder, "test_vit", _own_pooling),
+    "named class token": lambda folder: timm_folder(folder, "test_vit", _own_pooling, pooling="class"),
+    "mean": lambda folder: timm_folder(folder, "test_vit", _patches, pooling="mean"),
+    "virchow2": lambda folder: timm_folder(
+        folder, "test_vit", class_and_patches, pooling="class_mean", model_args=VIRCHOW2
+    ),
+    "attention pool": lambda folder: timm_folder(
+        folder, "test_vit", _own_pooling, model_args={"global_pool": "map", "class_token": False}
+    ),
+    "convolutions": lambda folder: timm_folder(folder, "test_convnext", _own_pooling, transform={"crop_pct": 1.0}),
+    "uni": lambda folder: timm_folder(
+        folder, "test_vit", _own_pooling, old=True, model_args={"init_values": 1e-5, "num_classes": 0},
+        transform={"interpolation": "bilinear", "crop_pct": 1},
+    ),
+    "squash": lambda folder: timm_folder(
+        folder, "test_vit", _own_pooling, transform={"crop_mode": "squash", "crop_pct": 1.0}
+    ),
+}  # fmt: skip
 
 _TINY = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 32,

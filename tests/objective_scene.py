@@ -12,13 +12,13 @@ import torch
 from forked import forked_ranks, peaceful
 
 from mmkd.distill.alignment import Alignment, AlignmentCard, TeacherMap
-from mmkd.distill.bank import Bank
-from mmkd.distill.batch import Batch, StudentFeatures, TeacherTargets
+from mmkd.distill.batches import Batch
 from mmkd.distill.config import LossConfig, PolicyConfig
-from mmkd.distill.heads import Heads, Preparation
-from mmkd.distill.objective import Objective, TeacherSide
+from mmkd.distill.objective import Objective, StudentFeatures, TeacherSide
 from mmkd.distill.policies import make_policy
 from mmkd.distill.presets import compose
+from mmkd.distill.teacher_features import TeacherTargets
+from mmkd.distill.teacher_side import Bank, Heads, Preparation
 from mmkd.distill.world import World, join_ranks
 
 ROWS, WIDTH, SEED, STEP = 8, 4, 11, 3

@@ -13,9 +13,9 @@ from tiny_teachers import TINY, write_tiny_teacher
 from mmkd.base.arithmetic import PEAK, arithmetic_text, peak_tflops
 from mmkd.base.notes import read_note, write_note
 from mmkd.base.process import usable_cores
-from mmkd.distill.arithmetic import count_arithmetic
 from mmkd.distill.config import StudentConfig
 from mmkd.distill.student import Towers, build_student
+from mmkd.distill.train_step import count_arithmetic
 from mmkd.extract.cluster import workers_beside
 from mmkd.extract.cluster_config import ClusterConfig, WorkerConfig
 from mmkd.extract.dispatch import TeachersPlugin

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from mmkd.distill.bank import Bank
-from mmkd.distill.batch import TeacherTargets
 from mmkd.distill.config import BankConfig
-from mmkd.distill.heads import Preparation
 from mmkd.distill.losses import PairFeatures
+from mmkd.distill.teacher_features import TeacherTargets
+from mmkd.distill.teacher_side import Bank, Preparation
 
 ROWS = np.arange(10, 60, 2)  # 25 grid rows
 CPU = torch.device("cpu")

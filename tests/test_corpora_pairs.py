@@ -19,9 +19,9 @@ from tiny_corpus import png
 from mmkd.base.errors import CorpusError
 from mmkd.base.images.source import ImageError
 from mmkd.base.images.uri import image_source
-from mmkd.distill.captions import FILE
 from mmkd.distill.checkpoint import CONFIG, FOLDER
 from mmkd.distill.export import PROVENANCE
+from mmkd.distill.pairs import FILE
 from mmkd.evaluate.plan import PLANS
 from mmkd.evaluate.results import RESULTS
 from mmkd.extract.corpora import Corpus, corpus_rows, files, open_corpus

@@ -285,3 +285,14 @@ def test_a_text_tower_that_cannot_run_is_refused_before_anything_is_read(
         config = RunConfig.model_validate(settings | {"student": {"model": str(path)}})
         with pytest.raises(ConfigError, match=reason):
             prepare(config, World(torch.device("cpu")))
+
+
+@pytest.mark.parametrize(("name", "last"), [("EVA02-B-16", {"pos_embed", "cls_token"}), ("MobileCLIP-S1", {"gamma"})])
+def test_positions_class_tokens_and_layer_scales_of_timm_are_not_decayed(name: str, last: set[str]) -> None:
+    with torch.device("meta"):
+        towers = torch.nn.ModuleDict({"student": open_clip.create_model(name, device="meta")})
+    names = {parameter: name for name, parameter in towers.named_parameters()}
+    groups = make_optimizer(towers, OptimizerConfig(weight_decay=0.2)).param_groups
+    decayed = {names[parameter] for group in groups if group["weight_decay"] for parameter in group["params"]}
+    assert last == {name.rpartition(".")[2] for name in names.values()} & {"pos_embed", "cls_token", "gamma"}
+    assert not {name.rpartition(".")[2] for name in decayed} - {"weight", "in_proj_weight", "text_projection"}

@@ -11,7 +11,7 @@ import torch
 from tiny_model import parts
 from tiny_run import in_ranks, quiet, slowly_on_two, write_run
 
-from mmkd.distill.batch import Batch
+from mmkd.distill.batches import Batch
 from mmkd.distill.checkpoint import find_checkpoint, read
 from mmkd.distill.config import OptimizerConfig, load_run
 from mmkd.distill.optimizer import learning_rate_shares, set_learning_rate

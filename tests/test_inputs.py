@@ -25,14 +25,14 @@ from mmkd.distill.images import StoredImages
 from mmkd.distill.prepare import prepare
 from mmkd.distill.world import join_ranks
 from mmkd.extract.corpora import open_corpus
-from mmkd.extract.decoding import Threads
+from mmkd.extract.decoding import Threads, encode_input
 from mmkd.extract.encode import Workbench
 from mmkd.extract.index import create_indexed_store
 from mmkd.extract.plan import plan_tasks
 from mmkd.extract.shard import extract_shard
 from mmkd.extract.teachers import Teacher
 from mmkd.store import FeatureStore
-from mmkd.store.inputs import Inputs, encode_input, shards_without_inputs
+from mmkd.store.inputs import Inputs, shards_without_inputs
 from mmkd.store.verify import repair, verify
 from mmkd.store.writer import add_teacher, move_corpus
 

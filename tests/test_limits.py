@@ -12,9 +12,9 @@ import torch
 from tiny_run import quiet, write_run
 
 from mmkd.base.errors import UserError
-from mmkd.distill import captions as module
-from mmkd.distill.captions import FILE, Captions, load_tokens, save_tokens
+from mmkd.distill import pairs as module
 from mmkd.distill.config import load_run
+from mmkd.distill.pairs import FILE, Captions, load_tokens, save_tokens
 from mmkd.distill.probe import estimate
 from mmkd.store.array import ChunkedArray
 from mmkd.store.chunk import Run, encode_chunk

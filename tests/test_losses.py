@@ -249,7 +249,8 @@ def test_gradients_are_those_of_finite_differences(name: str, block: int, monkey
     weights = torch.tensor([1.0, 0.5, 0.25, 0.0, 1.0])  # the missing row has none
 
     def value(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        return weighted_mean(by_name(name, PairFeatures(unit(image), unit(text), torch.tensor(GROUPS)), scale), weights)
+        values = by_name(name, PairFeatures(unit(image), unit(text), torch.tensor(GROUPS)), scale)
+        return weighted_mean(values, weights, weights.sum())
 
     inputs = [tensor(3 * rows(8)).requires_grad_(), tensor(2 * rows(9)).requires_grad_()]
     assert gradcheck(value, (*inputs, torch.tensor(6.0, dtype=torch.float64, requires_grad=True)))
@@ -277,7 +278,7 @@ def test_rows_of_two_ranks_give_the_mean_and_gradient_of_one_process(name: str) 
             ),
         }[name]()
 
-    one = weighted_mean(values(slice(0, 6)), weights)
+    one = weighted_mean(values(slice(0, 6)), weights, weights.sum())
     halves = [slice(0, 3), slice(3, 6)]  # 2 and 3 available rows
     two = sum(weighted_mean(values(part), weights[part], weights.sum()) for part in halves)
     assert two.item() == pytest.approx(one.item(), abs=1e-12)  # type: ignore[union-attr]
@@ -337,10 +338,10 @@ def test_a_batch_that_fits_is_compared_without_a_step_of_its_own() -> None:
 
 def test_a_row_without_weight_may_hold_anything() -> None:
     values = torch.tensor([2.0, float("inf"), 4.0], requires_grad=True)
-    mean = weighted_mean(values, torch.tensor([1.0, 0.0, 3.0]))
+    mean = weighted_mean(values, torch.tensor([1.0, 0.0, 3.0]), torch.tensor(4.0))
     assert mean.item() == 14 / 4
     assert torch.autograd.grad(mean, values)[0].tolist() == [0.25, 0.0, 0.75]
-    assert weighted_mean(values, torch.zeros(3)).item() == 0
+    assert weighted_mean(values, torch.zeros(3), torch.tensor(0.0)).item() == 0
 
 
 def test_losses_of_half_precision_features_are_computed_in_float32() -> None:

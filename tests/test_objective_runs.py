@@ -94,8 +94,8 @@ def test_an_alignment_without_a_teacher_or_of_other_features_is_refused(training
     changed = store.card("one").model_copy(update={"digest": "f" * 16})
     assert changed.digest != store.card("one").digest
     from mmkd.distill.config import HeadConfig
-    from mmkd.distill.heads import fixed_alignment
     from mmkd.distill.teacher_features import TeacherFeatures
+    from mmkd.distill.teacher_side import fixed_alignment
 
     teachers = TeacherFeatures(store, ["one", "two"])
     teachers.cards["one"] = changed

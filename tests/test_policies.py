@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmkd.distill.batch import TeacherTargets
 from mmkd.distill.config import PolicyConfig
 from mmkd.distill.policies import (
     Standard,
@@ -24,6 +23,7 @@ from mmkd.distill.policies import (
     one_teacher,
     weighted_teachers,
 )
+from mmkd.distill.teacher_features import TeacherTargets
 
 AVAILABLE = torch.tensor([[True, True, True], [False, True, True], [False, False, False], [True, False, False]])
 

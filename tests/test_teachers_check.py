@@ -79,8 +79,8 @@ def test_list(mmkd: Terminal) -> None:
     assert [line.split()[0] for line in out.splitlines()[1:10]] == [teacher.slug for teacher in the_nine()]
     assert "medclip *" in out
     _, as_json, _ = mmkd("list", "--json")
-    assert "DINOv3 License, gated" in next(line for line in out.splitlines() if line.startswith("dinov3-base "))
-    assert len(json.loads(as_json)["encoders"]) == 7
+    assert "Apache-2.0, gated" in next(line for line in out.splitlines() if line.startswith("h-optimus-0 "))
+    assert len(json.loads(as_json)["encoders"]) == 14
     assert [card["slug"] for card in json.loads(as_json)["the_nine"]] == [teacher.slug for teacher in the_nine()]
 
 
@@ -97,7 +97,7 @@ def test_show(mmkd: Terminal, tmp_path: Path) -> None:
 
 
 def test_show_of_one_tower(mmkd: Terminal) -> None:
-    _, out, _ = mmkd("show", "dinov3-base")
+    _, out, _ = mmkd("show", "Virchow2")
     assert "text tower    none: no text features, no zero-shot\n" in out
     assert "access        gated: accept the terms there, then run `hf auth login`\n" in out
     assert "tokenizer " not in out

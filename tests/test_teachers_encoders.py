@@ -1,4 +1,4 @@
-"""Encoders with one tower: features and pixels against transformers called directly; what is refused."""
+"""Encoders with one tower: features and pixels against timm and transformers called directly; what is refused."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from mmkd.extract.teachers.geometry import geometry_of, normalize, pixels_of
 from mmkd.extract.teachers.loaded import LoadedTeacher
 from tests import encoder_snapshots as snapshots
 from tests.clip_snapshots import plip
-from tests.teacher_parts import CAPTIONS, pictures, sealed  # noqa: F401
+from tests.conch_snapshot import conch
+from tests.teacher_parts import CAPTIONS, Snapshot, pictures, sealed  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("sealed")
 CPU = torch.device("cpu")
-IMAGES = snapshots.TOWERS
+IMAGES = snapshots.TIMM | snapshots.TOWERS
 
 
-def load(encoder: snapshots.Encoder) -> LoadedTeacher:
+def load(encoder: snapshots.Encoder | Snapshot) -> LoadedTeacher:
     teacher = load_teacher(encoder.spec, describe_teacher(encoder.spec), CPU)
     assert isinstance(teacher, LoadedTeacher)
     return teacher
@@ -73,6 +74,27 @@ def test_text_features_are_the_librarys(form: str, tmp_path: Path) -> None:
         teacher.encode_images(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
 
 
+@pytest.mark.integration
+def test_conch_is_its_authors(tmp_path: Path) -> None:
+    snapshot = conch(tmp_path)
+    teacher = load(snapshot)
+    look = teacher.card.image_preprocessing
+    assert (look.image_size, teacher.card.context_length, teacher.card.dim) == ((448, 448), 127, 512)
+    pixels = torch.randint(0, 256, (2, 3, 448, 448), dtype=torch.uint8)
+    tokens, lengths = teacher.tokenize([*CAPTIONS, "", "a" * 200])
+    assert (tokens.shape, lengths[-2:]) == ((6, 127), [2, 202])
+    with torch.no_grad():
+        same(teacher.encode_images(pixels), snapshot.image(normalize(pixels, look)))
+        same(teacher.encode_texts(tokens), snapshot.text(tokens))
+    assert teacher.text_lengths == (127,), "the class token's place follows the padding"
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # which the hub does not have
+        (tmp_path / name).unlink()
+    with pytest.raises(TeacherError, match="tokenizer"):
+        describe_teacher(snapshot.spec)
+    alone = snapshot.spec.model_copy(update={"towers": ("image",)})
+    assert describe_teacher(alone).towers == ("image",)
+
+
 def test_one_tower_of_two(tmp_path: Path) -> None:
     spec = plip(tmp_path).spec
     both = load_teacher(spec, describe_teacher(spec), CPU)
@@ -91,7 +113,7 @@ def _folder(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("form", ["vit_mae", "bert of pretraining"])
+@pytest.mark.parametrize("form", ["uni", "vit_mae", "bert of pretraining"])
 def test_a_converted_encoder_is_the_same(form: str, tmp_path: Path) -> None:
     encoder = (IMAGES | snapshots.TEXTS)[form](_folder(tmp_path / "published"))
     assert convert_teacher(encoder.spec, tmp_path / "new").digest == describe_teacher(encoder.spec).digest
@@ -121,7 +143,22 @@ def _asked(form: str, **changes: object) -> Callable[[Path], snapshots.Encoder]:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (_asked("dinov2", pooling="first"), "option 'pooling': Input should be 'model', 'class', 'mean' or"),
+        (_changed("class token", "config.json", crop_mode="border"), "crop_mode border, crop_pct 0.95"),
+        (_changed("class token", "config.json", crop_mode="squash"), "crop_mode squash, crop_pct 0.95"),
+        (_changed("class token", "config.json", interpolation="lanczos"), "interpolation lanczos, which mmkd does not"),
+        (_changed("class token", "config.json", input_size=[1, 160, 160]), r"input_size \[1, 160, 160\], crop_mode"),
+        (_asked("class token", architecture="vit_bsae_patch16_224"), "has no architecture 'vit_bsae_patch16_224'; did"),
+        (_asked("class token", pooling="first"), "option 'pooling': Input should be 'model', 'class', 'mean' or"),
+        (_asked("class token", model_args={"mlp_layer": "os"}), "mlp_layer is 'os', no class of timm.layers such as"),
+        (_asked("class token", model_args={"depht": 3}), "timm cannot build test_vit with"),
+        (_asked("attention pool", pooling="class"), "'class', but this model has no class token, no tokens at all, or"),
+        (_asked("convolutions", pooling="mean"), "options.pooling is 'mean', but this model has no class token, no"),
+        (
+            _asked("class token", model_args={"global_pool": "avg"}, pooling="mean"),
+            "after its own pooling; leave it out for the",
+        ),
+        (_asked("virchow2", pooling=None), r"features of shape \(105, 64\), its configuration says 64; .* pooling"),
+        (_asked("class token", model_args={"depth": 3}), "does not fit this architecture: 36 unexpected"),
         (_asked("vit", pooling=None), "its authors' pooling is not in its files; write options.pooling of a vit in a"),
         (_asked("bert, mean", pooling=None), "write options.pooling of a bert in a YAML card: class, mean, class_mean"),
         (_asked("siglip", pooling="class"), "'class'; write options.pooling of a siglip_vision_model in a YAML card: "),

@@ -100,6 +100,12 @@ def test_the_recipe_of_every_card(
 @pytest.mark.parametrize(
     ("slug", "source", "gated", "dim", "pooling"),
     [
+        ("uni", "MahmoodLab/UNI", True, 1024, "class"),
+        ("uni2-h", "MahmoodLab/UNI2-h", True, 1536, "class"),
+        ("virchow2", "paige-ai/Virchow2", True, 2560, "class_mean"),
+        ("h-optimus-0", "bioptimus/H-optimus-0", True, 1536, "class"),
+        ("h-optimus-1", "bioptimus/H-optimus-1", True, 1536, "class"),
+        ("prov-gigapath", "prov-gigapath/prov-gigapath", True, 1536, "class"),
         ("phikon-v2", "owkin/phikon-v2", False, 1024, "class"),
         ("rad-dino", "microsoft/rad-dino", False, 768, "class"),
         ("dinov2-base", "facebook/dinov2-base", False, 768, "class"),
@@ -107,6 +113,7 @@ def test_the_recipe_of_every_card(
         ("dinov3-base", "facebook/dinov3-vitb16-pretrain-lvd1689m", True, 768, "class"),
         ("dinov3-large", "facebook/dinov3-vitl16-pretrain-lvd1689m", True, 1024, "class"),
         ("medsiglip", "google/medsiglip-448", True, 1152, None),
+        ("conch", "MahmoodLab/CONCH", True, 512, None),
     ],
 )
 def test_the_recipe_of_every_other_encoder(slug: str, source: str, gated: bool, dim: int, pooling: str | None) -> None:
@@ -118,6 +125,32 @@ def test_the_recipe_of_every_other_encoder(slug: str, source: str, gated: bool, 
     assert card.loader in LOADERS
     assert card.sources, "every fact has its source"
     assert card.spec.preprocessing == card.preprocessing
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("slug", "architecture", "published"),
+    [  # the architecture and model_args of the repository's config.json, as far as they are public
+        ("uni", "vit_large_patch16_224", {}),
+        ("uni2-h", "", {}),
+        ("virchow2", "vit_huge_patch14_224",
+         {"reg_tokens": 4, "mlp_ratio": 5.3375, "global_pool": "", "init_values": 1e-5}),
+        ("h-optimus-0", "vit_giant_patch14_reg4_dinov2", {"img_size": 224, "global_pool": "token"}),
+        ("prov-gigapath", "vit_giant_patch14_dinov2",
+         {"img_size": 224, "patch_size": 16, "depth": 40, "num_heads": 24, "init_values": 1e-5, "mlp_ratio": 5.33334}),
+    ],
+)  # fmt: skip
+def test_a_recipe_of_timm_gives_the_width_of_its_card(
+    slug: str, architecture: str, published: dict[str, object], tmp_path: Path
+) -> None:
+    card = find_published(slug)
+    config = {"architecture": architecture or "unknown", "model_args": published, "pretrained_cfg": {"crop_pct": 1.0}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"nothing": torch.zeros(1)}, tmp_path / "model.safetensors")
+    torch.save({"nothing": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
+    found = describe_teacher(card.spec.model_copy(update={"source": f"local-dir:{tmp_path}"}))
+    assert (found.dim, found.towers) == (card.dim, ("image",))
+    assert found.image_preprocessing.image_size == (224, 224)
 
 
 def test_what_a_variant_takes_from_the_card_it_is_like() -> None:

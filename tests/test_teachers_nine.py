@@ -11,8 +11,7 @@ import torch
 
 from mmkd.extract.teachers import describe_teacher, load_teacher
 from mmkd.extract.teachers.geometry import geometry_of, normalize, pixels_of
-from mmkd.extract.teachers.protocol import Teacher
-from mmkd.extract.teachers.spec import TeacherSpec
+from mmkd.extract.teachers.spec import Teacher, TeacherSpec
 from tests import teacher_snapshots as snapshots
 from tests.teacher_parts import sealed  # noqa: F401
 

@@ -13,8 +13,7 @@ from safetensors.torch import load_file
 
 from mmkd.base.errors import TeacherError
 from mmkd.extract.teachers import describe_teacher, load_teacher
-from mmkd.extract.teachers.protocol import Teacher
-from mmkd.extract.teachers.spec import TeacherSpec
+from mmkd.extract.teachers.spec import Teacher, TeacherSpec
 from mmkd.extract.teachers.transformers_model import pooled
 from tests import teacher_snapshots as snapshots
 from tests.teacher_parts import sealed  # noqa: F401

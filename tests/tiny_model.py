@@ -8,12 +8,13 @@ import torch
 from open_clip.model import set_model_preprocess_cfg
 from tiny_teachers import TINY
 
-from mmkd.distill.batch import Batch, TeacherTargets
+from mmkd.distill.batches import Batch
 from mmkd.distill.config import LossConfig, PolicyConfig
-from mmkd.distill.heads import Heads, Preparation
 from mmkd.distill.objective import Objective, TeacherSide
 from mmkd.distill.policies import Policy
 from mmkd.distill.student import Towers
+from mmkd.distill.teacher_features import TeacherTargets
+from mmkd.distill.teacher_side import Heads, Preparation
 from mmkd.distill.train_step import Model
 
 

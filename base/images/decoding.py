@@ -116,7 +116,7 @@ def _deep_samples(data: bytes, picture: Any) -> NDArray[Any] | None:
         if data[:2] != b"P6":
             return None
         # Pillow scales by the largest value that the header allows.
-        picture.tile = [("raw", (0, 0, *picture.size), picture.tile[0][2], ("RGB;16B", 0, 1))]
+        picture.tile = [picture.tile[0]._replace(codec_name="raw", args=("RGB;16B", 0, 1))]
         raw = "RGB;16B"
     if picture.format == "PNG" and raw == "LA;16B":
         both = _with_raw_mode(picture, "RGBA", "RGBA")

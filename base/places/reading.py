@@ -8,12 +8,9 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, Any
 
 from mmkd.base.places.remote import RemotePath, StorePath, as_root, in_parallel
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 _READ_AHEAD = 1 << 20
 
@@ -96,7 +93,7 @@ class _RemoteFile(io.RawIOBase):
         self.position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size}[whence]
         return self.position
 
-    def readinto(self, buffer: WriteableBuffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
         data = self.path.read_range(self.position, min(len(view), self.size - self.position))
         view[: len(data)] = data

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, ValidationError
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -26,6 +26,7 @@ from mmkd.base.errors import CorruptStoreError, FormatVersionError, TeacherMisma
 from mmkd.base.files import write_atomically
 from mmkd.store.card import TeacherCard
 from mmkd.store.convert.exports import encode_safetensors
+from mmkd.store.hierarchy import parse_document
 from mmkd.store.layout import TOWERS, Tower
 
 FORMAT = 1
@@ -180,16 +181,13 @@ def load(path: Path) -> Alignment:
 def _read_card(path: Path, text: str) -> AlignmentCard:
     try:
         content = json.loads(text)
-        if isinstance(content, dict) and content.get("format") != FORMAT:
-            raise FormatVersionError(
-                f"{path} is of alignment format {content.get('format')!r}, this mmkd reads {FORMAT}; install a newer"
-            )
-        card = AlignmentCard.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise CorruptStoreError(f"{path}: card: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     except (ValueError, RecursionError) as error:
         raise CorruptStoreError(f"{path}: its card is not JSON: {error}") from error
+    if isinstance(content, dict) and content.get("format") != FORMAT:
+        raise FormatVersionError(
+            f"{path} is of alignment format {content.get('format')!r}, this mmkd reads {FORMAT}; install a newer"
+        )
+    card = parse_document(AlignmentCard, content, path)
     if set(card.teachers) != set(card.widths):
         raise CorruptStoreError(f"{path}: its card gives digests and widths of different teachers")
     return card

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import permutations
 from typing import Any
 
@@ -90,6 +90,22 @@ class AlignmentScores(Frozen):
     own_image_to_text: float
     """Image against texts of the same teacher, for comparison."""
     teachers: dict[str, TeacherScores]
+
+    def lines(self) -> Iterator[str]:
+        """Yield the scores as a user reads them."""
+
+        def percent(share: float | None) -> str:
+            return "-" if share is None else f"{share:.1%}"
+
+        yield f"evaluated on {self.rows:,} rows with held-out captions; recall at 1 of {self.gallery:,.0f} on average"
+        yield f"  image of one teacher to text of another   {percent(self.image_to_text):>7}"
+        yield f"  image of one teacher to image of another  {percent(self.image_to_image):>7}"
+        yield f"  image to text of the same teacher         {percent(self.own_image_to_text):>7}"
+        width = max((len(slug) for slug in self.teachers), default=7)
+        yield f"{'teacher':{width}}  {'rows':>8}  {'variance kept':>13}  {'neighbors kept':>15}  {'effective rank':>14}"
+        for slug, one in self.teachers.items():
+            shares = f"{percent(one.reconstruction):>13}  {percent(one.neighbors):>15}"
+            yield f"{slug:{width}}  {one.rows:8,}  {shares}  {one.effective_rank:14.1f}"
 
 
 @torch.no_grad()

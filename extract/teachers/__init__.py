@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mmkd.extract.teachers.protocol import Teacher
 from mmkd.extract.teachers.published import parse_teachers
-from mmkd.extract.teachers.spec import TeacherSpec
+from mmkd.extract.teachers.spec import Teacher, TeacherSpec
 
 if TYPE_CHECKING:
     import torch

@@ -20,9 +20,8 @@ from mmkd.base.images.source import ImageError
 from mmkd.extract.teachers.geometry import geometry_of, pixels_of
 from mmkd.extract.teachers.loaded import LoadedTeacher
 from mmkd.extract.teachers.loaders import find_loader
-from mmkd.extract.teachers.protocol import Teacher
 from mmkd.extract.teachers.published import known_teacher
-from mmkd.extract.teachers.spec import Precision, TeacherSpec
+from mmkd.extract.teachers.spec import Precision, Teacher, TeacherSpec
 from mmkd.store.layout import Tower
 
 _HALVES: tuple[Precision, ...] = ("fp16", "bf16")

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,10 @@ from mmkd.store import TeacherCard
 from mmkd.store.layout import Tower
 
 log = logging.getLogger(__name__)
+
+Pooling = Literal["model", "class", "mean", "class_mean"]
+"""`model`: the model's own (timm's `global_pool`, transformers' `pooler_output`: an attention pool, a dense layer);
+`class`: the first token; `mean`: of the patches, or of a caption's tokens; `class_mean`: both, one after the other."""
 
 _HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -149,6 +153,19 @@ class LoadedTeacher:
             images = normalize(inputs, self.card.image_preprocessing)
             inputs = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
         return self._encode[tower](inputs).float()
+
+
+def pool_tokens(states: torch.Tensor, pooling: Pooling, counted: torch.Tensor | int) -> torch.Tensor:
+    """Return (B, D), of `class_mean` (B, 2 D). `states`: (B, N, D), the class token first. `counted`: the tokens that a
+    mean is over, bool (B, N), or the number of the first."""
+    if pooling == "class":
+        return states[:, 0]
+    if isinstance(counted, int):
+        mean = states[:, counted:].mean(1)
+    else:
+        weights = counted.to(states.dtype)[:, :, None]
+        mean = (states * weights).sum(1) / weights.sum(1)
+    return mean if pooling == "mean" else torch.cat([states[:, 0], mean], dim=1)
 
 
 def out_of_memory(slug: str, device: torch.device, tower: str) -> TeacherError:

@@ -18,9 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmkd.base.errors import TeacherError, cause, did_you_mean
 from mmkd.extract.teachers.loaded import LoadedTeacher, out_of_memory
-from mmkd.extract.teachers.protocol import Teacher
 from mmkd.extract.teachers.source import Source, read_json, settings_sha256, source_of
-from mmkd.extract.teachers.spec import AUTO, HF_HUB, LOCAL_DIR, TeacherSpec
+from mmkd.extract.teachers.spec import AUTO, HF_HUB, LOCAL_DIR, Teacher, TeacherSpec
 from mmkd.extract.teachers.tokenizer import TokenizerPlan
 from mmkd.extract.teachers.weights import read_temperature, weights_identity
 from mmkd.store import Preprocessing, TeacherCard
@@ -32,6 +31,8 @@ _IDENTITY = "weights_sha256 preprocessing tokenizer_sha256 context_length towers
 LOADERS = {
     "open_clip": "mmkd.extract.teachers.open_clip_model",
     "transformers": "mmkd.extract.teachers.transformers_model",
+    "timm": "mmkd.extract.teachers.timm_model",
+    "conch": "mmkd.extract.teachers.conch",
     "pmc_clip": "mmkd.extract.teachers.pmc_clip",
     "medclip": "mmkd.extract.teachers.medclip",
 }
@@ -234,8 +235,7 @@ def find_loader(spec: TeacherSpec) -> TeacherLoader:
 
 
 def _built_in(name: str) -> FileLoader:
-    loader: FileLoader = import_module(LOADERS[name]).LOADER
-    return loader
+    return import_module(LOADERS[name]).LOADER
 
 
 def _recognizing_loader(spec: TeacherSpec) -> FileLoader:

@@ -7,12 +7,9 @@ import functools
 from collections import Counter
 from pathlib import Path
 
-from pydantic import Field, JsonValue
-
-from mmkd.base.config import Frozen, read_mapping, validated
+from mmkd.base.config import read_mapping, validated
 from mmkd.base.errors import TeacherError, did_you_mean
 from mmkd.extract.teachers.spec import HF_HUB, LOCAL_DIR, TeacherSpec
-from mmkd.store import Preprocessing
 
 FOLDER = Path(__file__).with_name("cards")
 _NINE = ("bmca", "biomedclip", "unimedclip", "pmcclip", "quiltnet", "genmedclip", "plip", "pubmedclip", "medclip")
@@ -20,31 +17,18 @@ _OWN = ("also_called", "revision", "weights_sha256", "open_questions", "inferred
 """Fields that a card does not take from the one that its `like` names."""
 
 
-class PublishedTeacher(Frozen):
-    """Public facts about one model, and the recipe that loads it."""
+class PublishedTeacher(TeacherSpec):
+    """Public facts about one model, and the recipe that loads it: `slug` is the card's file name, `weights_sha256` as
+    published, `preprocessing` where the authors do otherwise than their files say, or the files do not say."""
 
-    slug: str
-    """The card's file name."""
     name: str
     like: str = ""
     """The card whose fields this one takes where it has none of its own."""
     also_called: tuple[str, ...] = ()
     """Spellings elsewhere, those of the original's `available_clips` first."""
-    source: str
-    revision: str = ""
-    """Commit that others pinned publicly; empty where none is known."""
     gated: bool = False
     """True if the hub gives the files only to those who accepted the terms, or were let in."""
     loader: str
-    weights: tuple[str, ...] = ()
-    """Empty where the loader finds the usual names."""
-    weights_sha256: str = ""
-    """As published; empty where it is not known."""
-    text_source: str = ""
-    context_length: int | None = None
-    options: dict[str, JsonValue] = Field(default_factory=dict)
-    preprocessing: Preprocessing | None = None
-    """Where the authors do otherwise than their files say, or the files do not say."""
     image_tower: str = "none"
     text_tower: str = "none"
     """What it is; `none`, as the other, where there is none."""
@@ -53,7 +37,7 @@ class PublishedTeacher(Frozen):
     """Configuration, weights and tokenizer that the source publishes."""
     tokenizer: str = "CLIP BPE, 49,408 entries"
     context: int = 77
-    """Tokens that the authors cut captions to; `context_length` above overrides the files."""
+    """Tokens that the authors cut captions to; `context_length` overrides the files."""
     pixels: str = "RGB, 224 px, shorter side bicubic, center crop, OpenAI mean and std"
     """Preprocessing as published; the loader takes it from the files, and its digest covers it."""
     license: str
@@ -69,7 +53,7 @@ class PublishedTeacher(Frozen):
     @property
     def spec(self) -> TeacherSpec:
         """The recipe, as a user's YAML card would write it."""
-        return TeacherSpec(**self.model_dump(include=set(TeacherSpec.model_fields) & set(type(self).model_fields)))
+        return TeacherSpec(**self.model_dump(include=set(TeacherSpec.model_fields)))
 
 
 @functools.cache

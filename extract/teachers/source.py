@@ -25,7 +25,7 @@ TOKENIZER_FILES = (
     "vocab.json", "merges.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model",
 )  # fmt: skip
 
-_SAVED = ("model.safetensors", "pytorch_model.bin")  # transformers' names
+_SAVED = ("model.safetensors", "pytorch_model.bin")  # timm's and transformers' names
 
 # A connection that breaks in the middle raises the HTTP library's own error: requests, httpx or httpx2, by version.
 _HTTP_ERROR: type[Exception] = hub_errors.HfHubHTTPError.__bases__[0]

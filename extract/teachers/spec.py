@@ -1,16 +1,20 @@
-"""Teacher requests: a teacher by name, by place, or by a YAML card, as one small picklable value."""
+"""A teacher as it is asked for, one small picklable value, and as it is used; see the docs for the entry point. Shapes:
+B batch, H and W the teacher's image size, L its context length, D its feature width."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from pydantic import Field, JsonValue, field_validator
 
 from mmkd.base.config import Frozen
 from mmkd.base.errors import TeacherError
-from mmkd.store import Preprocessing
+from mmkd.store import Preprocessing, TeacherCard
 from mmkd.store.layout import Tower, check_slug
+
+if TYPE_CHECKING:
+    import torch
 
 LOCAL_DIR = "local-dir:"
 HF_HUB = "hf-hub:"
@@ -68,3 +72,31 @@ class TeacherSpec(Frozen):
     def repository(self) -> str | None:
         """The repository of an `hf-hub:` source, else None."""
         return self.source.removeprefix(HF_HUB) if self.source.startswith(HF_HUB) else None
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """A loaded encoder in evaluation mode on one device, with the towers that its card lists: without an image tower
+    `encode_images` is never called, without a text tower neither `tokenize` nor `encode_texts`. With an attribute
+    `text_lengths: tuple[int, ...]`, ascending and ending in the context, `encode_texts` gets captions cut to the
+    smallest of these that holds them."""
+
+    @property
+    def card(self) -> TeacherCard:
+        """Identity; its digest goes into every ledger entry."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights and of the input of `encode_*`."""
+
+    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Encode images that have the teacher's geometry already. Returns float32 (B, D), the encoder's own output, not
+        normalized unless the card says so. `pixels`: uint8 (B, C, H, W) on `device`: resized, cropped and in the card's
+        color mode (C is 3 for RGB, 1 for L). Scaling to 0..1, mean and std are applied by the teacher."""
+
+    def tokenize(self, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
+        """Turn captions into token ids. Returns int64 (B, L) padded to the context length, and for every caption the
+        number of tokens that it has before it is cut to the context (special tokens included)."""
+
+    def encode_texts(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Encode token ids int64 (B, L) on `device`; returns float32 (B, D) as `encode_images` does."""

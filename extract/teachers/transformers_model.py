@@ -11,10 +11,9 @@ import transformers
 from pydantic import BaseModel
 from torch import nn
 
-from mmkd.extract.teachers.hugging_face import build_strictly, make_config
-from mmkd.extract.teachers.image_processor import PREPROCESSORS, preprocessing_of
+from mmkd.extract.teachers.hugging_face import PREPROCESSORS, build_strictly, make_config, preprocessing_of
+from mmkd.extract.teachers.loaded import Pooling, pool_tokens
 from mmkd.extract.teachers.loaders import FileLoader, Plan, read_options
-from mmkd.extract.teachers.pooling import Pooling, pool_tokens
 from mmkd.extract.teachers.source import read_json, source_of, tokenizer_folder, weight_files
 from mmkd.extract.teachers.spec import TeacherSpec
 from mmkd.extract.teachers.tokenizer import TokenizerPlan
@@ -73,8 +72,7 @@ def pooled(output: Any, pooling: Pooling = "model", counted: torch.Tensor | int 
     """Return the features; those of a dual encoder are a tensor up to transformers 4, and pooled output from 5 on."""
     if pooling != "model":
         return pool_tokens(output.last_hidden_state, pooling, counted)
-    features: torch.Tensor = output if isinstance(output, torch.Tensor) else output.pooler_output
-    return features
+    return output if isinstance(output, torch.Tensor) else output.pooler_output
 
 
 def _plan(spec: TeacherSpec) -> Plan:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import pickle
-import struct
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -154,14 +152,10 @@ def safetensors_header(path: Path) -> tuple[int, dict[str, str]]:
     """Return bytes before the tensors begin, and the file's own metadata. Source: the format's description (8 bytes
     little-endian length, then JSON), https://huggingface.co/docs/safetensors."""
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > path.stat().st_size:
-                raise _damaged(path, ValueError("its header is longer than the file"))
-            header = json.loads(file.read(length))
-    except (OSError, struct.error, ValueError) as error:
-        raise _damaged(path, ValueError("no safetensors header")) from error
-    return 8 + length, dict(header.get("__metadata__") or {})
+        with safe_open(path, framework="pt") as tensors, path.open("rb") as file:
+            return 8 + int.from_bytes(file.read(8), "little"), tensors.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
 
 
 def load_strictly(model: nn.Module, weights: StateDict, where: str) -> None:
