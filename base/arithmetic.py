@@ -1,7 +1,5 @@
 """What a device could compute at most, in floating-point operations a second (two for a multiply-add)."""
 
-from __future__ import annotations
-
 from mmkd.base.notes import read_note
 
 STATED = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "A10G": 70, "T4": 65}

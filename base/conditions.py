@@ -8,8 +8,6 @@ Text stands in single quotes (`''` is one of them), column names bare or in doub
 value is neither true nor false, and such a row does not match, as in SQL.
 """
 
-from __future__ import annotations
-
 import operator
 import re
 from collections.abc import Callable

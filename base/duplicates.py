@@ -1,7 +1,5 @@
 """Find repeated keys among any number of rows in bounded memory."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterable
 

@@ -1,8 +1,6 @@
 """Every error that mmkd raises on purpose, as one small tree. Messages are one line: the bad value, what was expected,
 the next step. The command line prints them as they are and exits with status 1."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Iterable, Iterator

@@ -2,8 +2,6 @@
 the new one, never a part: the bytes go to a temporary name beside the target, are flushed to disk, and are renamed onto
 it. Behind a URL, an object is put in one request, which is as atomic."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

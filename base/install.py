@@ -1,7 +1,5 @@
 """The command that brings an extra's packages, from where this mmkd came: no registry has it."""
 
-from __future__ import annotations
-
 import json
 from importlib.metadata import distributions
 from urllib.parse import unquote, urlsplit

@@ -5,8 +5,6 @@ reason. Behind a URL it is an object that its holder writes again every few seco
 writer and is taken over. Reading needs no lock: files are replaced whole.
 """
 
-from __future__ import annotations
-
 import errno
 import itertools
 import json

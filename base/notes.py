@@ -1,8 +1,6 @@
 """Small facts that are found once and kept between runs: hashes of large files, the speed of a device. They lie in
 `$XDG_CACHE_HOME/mmkd`, by default below `~/.cache`; one that is lost is found again."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """The process itself: usable cores, free memory, allocator settings, periodic work in a thread, and a watchdog."""
 
-from __future__ import annotations
-
 import ctypes
 import faulthandler
 import os

@@ -1,7 +1,5 @@
 """Barcodes of The Cancer Genome Atlas, which name slides of public sets."""
 
-from __future__ import annotations
-
 import re
 
 # Project, site, participant.

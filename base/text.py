@@ -1,7 +1,5 @@
 """Values as people or JSON read them: counts, bytes, seconds, shares, plain tables, printable text."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Sequence

@@ -1,3 +1,1 @@
 """The command line: one click group whose commands load their stage only when they are called."""
-
-from __future__ import annotations

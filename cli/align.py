@@ -1,7 +1,5 @@
 """`mmkd align`."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

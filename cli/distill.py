@@ -1,7 +1,5 @@
 """`mmkd distill`."""
 
-from __future__ import annotations
-
 import json
 import sys
 from dataclasses import asdict

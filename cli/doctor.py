@@ -1,7 +1,5 @@
 """`mmkd doctor`: what this machine has and lacks for each stage."""
 
-from __future__ import annotations
-
 import json
 import os
 import platform

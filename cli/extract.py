@@ -1,7 +1,5 @@
 """`mmkd extract`."""
 
-from __future__ import annotations
-
 import os
 import sys
 from typing import Any

@@ -1,7 +1,5 @@
 """`mmkd`: finds the command, runs it, and turns this project's errors into one line."""
 
-from __future__ import annotations
-
 import errno
 import importlib
 import os

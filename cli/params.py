@@ -1,7 +1,5 @@
 """Parameters that several commands share, and their progress bar."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """`mmkd select`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import asdict
 

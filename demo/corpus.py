@@ -12,8 +12,6 @@ seen) or wrong (that of a crop of another class). No step of the demo reads `fit
 wrong captions. The same seed gives the same bytes.
 """
 
-from __future__ import annotations
-
 import csv
 import importlib.util
 import zlib

@@ -7,8 +7,6 @@ heartbeats look alike, and a line of voxels of the brain may lie in a train slic
 another. Scores on this corpus show that a pipeline works, not how well a model would do in a clinic.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 from typing import Annotated

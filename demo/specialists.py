@@ -164,8 +164,7 @@ def tower_features(model: Any, rows: Sequence[dict[str, str]], folder: Path) -> 
         for row in rows[start : start + _CHUNK]:
             with Image.open(folder / row["image"]) as picture:
                 pixels.append(preprocess(picture))
-        features: Tensor = model.visual.trunk(torch.stack(pixels))
-        return features
+        return model.visual.trunk(torch.stack(pixels))
 
     @torch.inference_mode()
     def encode_texts(start: int) -> Tensor:
@@ -173,8 +172,7 @@ def tower_features(model: Any, rows: Sequence[dict[str, str]], folder: Path) -> 
         mask = (tokens != model.text.config.pad_token_id).long()
         longest = int(mask.sum(1).max())
         tokens, mask = tokens[:, :longest], mask[:, :longest]
-        features: Tensor = model.text.pooler(model.text.transformer(input_ids=tokens, attention_mask=mask), mask)
-        return features
+        return model.text.pooler(model.text.transformer(input_ids=tokens, attention_mask=mask), mask)
 
     with reproducible(SEED), ThreadPoolExecutor(usable_cores(), initializer=partial(torch.set_num_threads, 1)) as pool:
         images = list(pool.map(encode_images, range(0, len(rows), _CHUNK)))

@@ -1,8 +1,6 @@
 """A trained student as an ordinary open_clip folder, which open_clip and `mmkd extract` load: weights, model card, and
 its towers as ONNX or TorchScript graphs, each compared with the student."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import shutil

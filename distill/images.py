@@ -2,8 +2,6 @@
 and crop; or they only read bytes and draw crops, and the training device decodes (nvJPEG on CUDA, libjpeg-turbo on a
 CPU). Both draw the same crops; pixels differ by a level or two, as another resize rounds otherwise."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial

@@ -1,7 +1,5 @@
 """Outputs of a run's numbers: the terminal, TensorBoard, Weights & Biases."""
 
-from __future__ import annotations
-
 import math
 import resource
 import secrets

@@ -1,7 +1,5 @@
 """Validation during training: retrieval and zero-shot on held-out rows that are not trained on, never report sets."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import dataclass

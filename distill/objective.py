@@ -4,8 +4,6 @@ The loop knows nothing of losses and this file knows nothing of loops. Each rank
 the sums over ranks of what it returns are the terms of the whole batch, whatever the number of ranks. Shapes: b rows of
 this rank, B of all ranks, T teachers, D student width, A width of a comparison."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -120,8 +118,7 @@ class Objective(nn.Module):
             by_term[name] = torch.where(has.all(dim=1), by_term[name], 0)
         weighted = torch.stack([getattr(self.config, name) * found.detach() for name, found in by_term.items()]).sum(0)
         shares = self.side.policy.after_losses(shares, weighted, batch)
-        reduced: dict[str, torch.Tensor] = self.reduction(by_term, shares, world, asked)
-        return terms | reduced
+        return terms | self.reduction(by_term, shares, world, asked)
 
     def total(self, terms: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the weighted sum that is minimized."""

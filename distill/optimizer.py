@@ -1,7 +1,5 @@
 """AdamW, the learning rate as a function of the step, and the running average of the weights."""
 
-from __future__ import annotations
-
 import math
 import re
 

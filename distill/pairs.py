@@ -3,8 +3,6 @@ kept without padding, padded when a batch needs it. As millions take minutes to 
 `OUT/tokens.npz` keeps them with a digest of the captions. It is no part of a run's state: a file that is missing,
 damaged, of other captions or of another tokenizer is written again."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import logging

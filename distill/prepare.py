@@ -1,7 +1,5 @@
 """Everything a run needs before its first step, put together from its configuration."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import asdict, dataclass
 

@@ -1,7 +1,5 @@
 """Estimate a run's cost from its first few steps. Writes nothing."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing

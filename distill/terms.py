@@ -1,7 +1,5 @@
 """The loss terms that ask teachers, by name. Knows no torch: a run's file is checked before that is imported."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from operator import methodcaller
 from typing import Any, Literal

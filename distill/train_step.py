@@ -1,8 +1,6 @@
 """One step of training: forward, backward, over micro-batches when the share of a rank is too large at once; and its
 floating-point operations, as a share of what the device could do."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -128,8 +126,7 @@ class Updater:
     def _forward(self, piece: Piece, towers: nn.Module | None = None) -> Outputs:
         device = self.world.device.type
         with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
-            outputs: Outputs = (towers or self.called)(*piece)
-        return outputs
+            return (towers or self.called)(*piece)
 
 
 def _gradient(leaf: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,5 @@
 """The training loop: steps, validations, checkpoints, and early ends by a signal, patience or a bad loss."""
 
-from __future__ import annotations
-
 import json
 import signal
 import threading

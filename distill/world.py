@@ -2,8 +2,6 @@
 share of each batch. An objective gathers the features that it contrasts; gradients are averaged over ranks. A rank that
 dies ends the run: the others fail at the next exchange, or after the timeout."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Evaluation of stored features: zero-shot classification, linear probes, retrieval. Never sees a model."""
 
-from __future__ import annotations
-
 from mmkd.evaluate.runner import RunReport, run_suite
 from mmkd.evaluate.suite import Suite, load_suite
 from mmkd.evaluate.table import ResultTable, result_table

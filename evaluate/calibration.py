@@ -1,8 +1,6 @@
 """Calibration of probabilities: expected calibration error, Brier score with its parts, temperature scaling. Arrays and
 weights are those of `mmkd.evaluate.metrics`; `score` holds probabilities."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar

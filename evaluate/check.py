@@ -1,7 +1,5 @@
 """Check of a suite before it runs: rows, classes, events, groups, prompts and features."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

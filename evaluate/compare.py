@@ -1,8 +1,6 @@
 """One model against each other: paired on the same samples, never an average of unlike metrics. Claims `A beats B on
 TASK`: yes, no, or cannot tell."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

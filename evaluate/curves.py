@@ -1,7 +1,5 @@
 """Figures that are drawn from predictions, one panel per data set."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from textwrap import fill

@@ -1,7 +1,5 @@
 """The rows of one data set: which grid rows its splits are, and their labels, groups and captions."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """Diagnosis of slides from bags of patch features, by patients: attention over patches against their plain mean."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,8 +1,6 @@
 """Drawing of figures: colors that are safe for color-blind readers, names that fit, and files of equal bytes for equal
 numbers."""
 
-from __future__ import annotations
-
 import io
 import itertools
 import warnings

@@ -1,7 +1,5 @@
 """Download of a described data set to where its description expects the files: whole, checked, or not at all."""
 
-from __future__ import annotations
-
 import hashlib
 import http.client
 import shutil

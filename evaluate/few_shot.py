@@ -1,7 +1,5 @@
 """Few-shot classification without training: nearest class mean and nearest neighbors of a few samples of each class."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Literal

@@ -1,8 +1,6 @@
 """Figures of an output folder, with numbers of samples and intervals where there are any, in color-blind-safe colors.
 All raise ConfigError if there is no such task, metric, head, share of labels or model, or nothing to draw."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """An output folder, read for tables and comparisons: which stored predictions answer which question."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path

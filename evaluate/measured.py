@@ -1,7 +1,5 @@
 """Metrics of the measures that a data set asks for, added to those of its tasks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial

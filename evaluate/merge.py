@@ -1,7 +1,5 @@
 """Results of several labs as one folder, which tables, comparisons and pages read like any other."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ survival, `time` is float64 (n,) and `event` bool (n,), whether it was seen. `we
 sample occurs in each of B resamples; a row of ones is the data set itself. Every metric is float64 (B,), NaN where it
 has no value. Counts instead of repeated rows add no ties to the data."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.integrate import trapezoid

@@ -1,7 +1,5 @@
 """Several labels per sample, every label for itself: zero-shot classification and a linear probe."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Callable, Iterator

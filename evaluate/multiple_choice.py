@@ -1,7 +1,5 @@
 """Multiple-choice questions about images: the option whose text is nearest to the image."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -1,7 +1,5 @@
 """Exact nearest rows, in blocks: memory does not grow with the number of rows."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ softmax of bare cosines (temperature 1), which ties scores that nearly agree; F1
 are those of class 1 alone; every resample holds one forced draw of each class and ignores patients. Where the released
 code stops with an exception (a class is absent from the test set), values are undefined here."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import numpy as np

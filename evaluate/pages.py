@@ -1,7 +1,5 @@
 """Pages that open offline and need no other file: the report of a suite, its leaderboard, trust in a model."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.metadata
 import itertools

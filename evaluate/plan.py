@@ -1,7 +1,5 @@
 """The plan: every unit of a suite with the identity under which its result is stored."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable

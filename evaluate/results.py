@@ -1,7 +1,5 @@
 """`results.jsonl`: one line for each metric of each finished unit, only ever appended to, by any number of runs."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import os

@@ -5,8 +5,6 @@ robust foundation models for digital pathology", Nature Communications 17:5218, 
 `counts` is float64 (B, G): how often each group occurs in each of B resamples; ones are the data themselves. Every
 measure is float64 (B,), NaN where it has no value."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import warnings

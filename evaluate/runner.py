@@ -1,7 +1,5 @@
 """Running a suite: finished units are skipped, failures are recorded, the rest goes on."""
 
-from __future__ import annotations
-
 import functools
 import importlib.metadata
 import os

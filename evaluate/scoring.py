@@ -1,7 +1,5 @@
 """Scoring: the metrics of a task's predictions, how they are resampled and how they are printed."""
 
-from __future__ import annotations
-
 import hashlib
 import struct
 from collections.abc import Callable, Iterator, Sequence

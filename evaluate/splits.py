@@ -1,8 +1,6 @@
 """Parts of the rows: shares of labels, held-out groups, cross-validation by patients with scores fold by fold, and
 subgroups: the values of a column, or the ranges between cuts of a number."""
 
-from __future__ import annotations
-
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator

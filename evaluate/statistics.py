@@ -1,7 +1,5 @@
 """Scores with intervals from stored predictions, and paired differences of two models with p-values."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace

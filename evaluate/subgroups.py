@@ -1,8 +1,6 @@
 """Subgroups of a data set (sex, site, scanner, age) by one metric: their values, and how far each lies from the
 rest."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

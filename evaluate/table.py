@@ -1,7 +1,5 @@
 """Tables of one metric: models down, domains (or data sets, or modalities) and their mean across."""
 
-from __future__ import annotations
-
 import csv
 import itertools
 import json

@@ -1,7 +1,5 @@
 """Interface of a task: it predicts for one unit, and names the metrics that score its predictions."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Can an encoder be trusted: how far its features follow a class and how far a confounder such as the hospital."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import math

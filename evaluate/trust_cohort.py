@@ -1,7 +1,5 @@
 """Rows whose features are examined for a class and a confounder: the same for all models."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What one pass over a model's features gives, and its measures with resamples of patients."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Zero-shot classification: the class whose prompts lie nearest to the image."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any, Literal
 

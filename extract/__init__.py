@@ -1,3 +1,1 @@
 """Corpus to features: index once, decode once, every teacher, on a Dask cluster. The only folder that imports dask."""
-
-from __future__ import annotations

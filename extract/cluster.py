@@ -1,7 +1,5 @@
 """Clusters: processes of this machine, jobs of a batch system, or a Dask scheduler that is already there."""
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

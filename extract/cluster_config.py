@@ -1,7 +1,5 @@
 """A cluster in YAML: Dask's own sections and keywords, so that files that people have already can be pasted in."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path

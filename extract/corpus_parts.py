@@ -1,8 +1,6 @@
 """The corpus' files and its overview as they were when the store was made: `runs/corpus.json`. A log: without it the
 record's digest still notices a change, but nothing names it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """Read and decode each image of a shard once, for all geometries, a few windows ahead of the device."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import time

@@ -3,8 +3,6 @@ one behind another, and their features are collected while later ones run. `Host
 GPU; `tests/simulated_device.py` has one that computes nothing and takes its time.
 """
 
-from __future__ import annotations
-
 import time
 import warnings
 from collections import deque

@@ -1,8 +1,6 @@
 """Shards on a Dask cluster: what a worker does with one, and how the client sends them out and gathers the reports. A
 shard that kills its workers is done again alone, then set aside."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

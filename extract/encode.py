@@ -1,7 +1,5 @@
 """A shard's images and captions through all its teachers: each image decoded and encoded once, each caption too."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """`--dry-run`: cost of a run, measured on a few of its rows; nothing is left where the store would be."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

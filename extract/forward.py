@@ -1,8 +1,6 @@
 """Inputs on a device through a teacher, in passes that fit its memory. On an accelerator a short search finds their
 rows: twice as many until throughput stops growing; remembered for the next run."""
 
-from __future__ import annotations
-
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence

@@ -1,8 +1,6 @@
 """The index: every input gets its grid row before anything is decoded. Parts of a corpus are listed in parallel, each
 into a temporary file; these are read back in order and numbered, so that memory does not grow with the rows."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor

@@ -4,8 +4,6 @@ Slow, so only for shards that took their worker down. Run as a module it is the 
 Dask's workers are daemons, and multiprocessing gives daemons no children.
 """
 
-from __future__ import annotations
-
 import faulthandler
 import os
 import signal

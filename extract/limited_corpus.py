@@ -1,7 +1,5 @@
 """Part of a corpus, as a corpus: its first rows, or its rows that have what the user requires."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Plan of the remaining work: shards and the teachers that each lacks. Pure: reads and writes nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 

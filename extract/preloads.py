@@ -1,8 +1,6 @@
 """Preload modules of the user's Dask configuration, tried in a process of their own before a cluster starts: one that
 ends its process would take the run along without a word, one that waits would stop it forever."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,8 +1,6 @@
 """Run a teacher again on random rows of a store and compare: checksums prove that bytes are what was written, only the
 teacher that the right thing was. Machines differ in last bits, so the answer is cosines and a tolerance."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass

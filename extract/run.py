@@ -1,7 +1,5 @@
 """The whole of `mmkd extract`: index, plan, submit, gather, report."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import shutil

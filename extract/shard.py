@@ -1,8 +1,6 @@
 """One task: a shard's inputs in, whole chunks of every teacher that lacks it out, and the retry of its failed images.
 The bytes written depend on rows and teachers alone, not on workers, threads, batch size or interruptions."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any

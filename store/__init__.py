@@ -1,7 +1,5 @@
 """The feature store: plain Zarr v3 and Parquet, memory-mapped, without torch and dask."""
 
-from __future__ import annotations
-
 from mmkd.base.errors import MmkdError, StoreError, UserError
 from mmkd.store.card import Preprocessing, TeacherCard
 from mmkd.store.layout import IMAGE_SOUND, PAIR_SOUND, TEXT_SOUND

@@ -1,7 +1,5 @@
 """One array of a store: mapped, copied into memory, or fetched on access, with the same values."""
 
-from __future__ import annotations
-
 import errno
 from abc import ABC, abstractmethod
 from dataclasses import dataclass

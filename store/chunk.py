@@ -4,8 +4,6 @@ chunk's size is a multiple of the page, the bodies touch, and what lies behind t
 kernel's read-ahead, megabytes around each page on some disks, is wrong for random rows of a store larger than memory
 (measured in docs/stores.md)."""
 
-from __future__ import annotations
-
 import ctypes
 import mmap
 import os

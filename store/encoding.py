@@ -2,8 +2,6 @@
 8-bit codes and one float32 scale: value = code * scale, with scale = max|value| / 127 of the row (symmetric "absmax"
 quantization, Dettmers et al. 2022, arXiv:2208.07339, section 2, row by row), NaN for a missing row."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -2,8 +2,6 @@
 alone. A kill at any moment leaves a sound store: a pack is in place before its loose chunks go, a folded entry before
 its loose one goes, and folding again does the rest."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field

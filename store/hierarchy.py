@@ -2,8 +2,6 @@
 the card. What only the store knows is in `attributes.mmkd` with a seal, the SHA-256 of its own canonical JSON: a
 changed byte that still parses breaks the seal."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

@@ -7,8 +7,6 @@ They are optional, belong to no teacher, and are not in the ledger: a shard's in
 row whose image is not sound has no JPEG.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Collection, Iterator
 from pathlib import Path

@@ -1,8 +1,6 @@
 """Layout of a store and arithmetic of rows and shards. A row is one corpus input; R consecutive rows are a shard; a
 shard of one array is one Zarr chunk. Nothing is read or written here."""
 
-from __future__ import annotations
-
 import math
 import re
 from typing import Literal, get_args

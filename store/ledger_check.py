@@ -1,8 +1,6 @@
 """All that a ledger holds, damaged or not, for verifying and repairing it, and each entry against what it vouches for:
 the card, the sample part, every byte of its chunks. Readers refuse what is taken apart here."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 

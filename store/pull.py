@@ -2,8 +2,6 @@
 store: shards that are left out have no entry. All sample rows are copied, the training inputs of the chosen shards, and
 every selection whose teachers are all copied."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -1,8 +1,6 @@
 """The sample table: one Parquet row for every corpus input, failed ones too. Written when the corpus is indexed (status
 `pending`), and again by shard when the inputs have been read. Further columns are the corpus' labels."""
 
-from __future__ import annotations
-
 import hashlib
 from typing import Any, Literal
 

@@ -1,8 +1,6 @@
 """A selection on disk: `selections/<name>`, a Zarr array (N, T) of 0 and 1 with the rule in its attributes, complete or
 absent, never overwritten."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import secrets

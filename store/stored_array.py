@@ -4,8 +4,6 @@ the chunks of `shards_per_pack` consecutive shards, as Zarr's codec `sharding_in
 another in the order of shards and nothing lies between them, so that consecutive chunks are one map; behind them the
 index has offset and length of each chunk, all ones where there is none, and a CRC32C."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack

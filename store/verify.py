@@ -3,8 +3,6 @@ guesses nothing: an entry that cannot be kept is deleted (its shard counts as no
 trusted is deleted (the next extraction lists it again), and metadata that follows from the record and the card is
 written again."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress

@@ -1,8 +1,6 @@
 """Writing a store: files before their ledger entry, each of them atomically. An appended corpus begins at the next
 shard boundary, so that no chunk holds rows of two corpora; the grid rows in between are absent."""
 
-from __future__ import annotations
-
 import importlib.metadata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

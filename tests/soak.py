@@ -120,7 +120,7 @@ class Soak:
     def trainer(self, chance: random.Random, here: Path) -> int:
         """Kill a training run that writes a checkpoint after every step."""
         path = write_run(self.training, f"killed-{here.name}", checkpoints={"every_steps": 1})
-        kills = _kill_until_done(chance, lambda: quiet(path), attempts=15, longest=1.0)
+        kills = _kill_until_done(chance, lambda: quiet(path), attempts=20, longest=0.4)
         out = load_run(path).out
         assert find_checkpoint(out).read_bytes() == self.checkpoint, "another checkpoint than the uninterrupted run's"
         assert not list(out.rglob("*.mmkd-tmp"))
@@ -129,7 +129,7 @@ class Soak:
 
     def writer(self, chance: random.Random, here: Path) -> int:
         """Kill whatever writes a store: extraction shard by shard, an append, a selection."""
-        kills = _kill_until_done(chance, lambda: self._write(here / "store"), attempts=15, longest=0.8)
+        kills = _kill_until_done(chance, lambda: self._write(here / "store"), attempts=20, longest=0.4)
         time.sleep(1.1)  # what a writer that died within the last second left might still be its own
         remove_abandoned(here / "store")  # as `mmkd extract` does at its end
         assert tree_digest(here / "store") == self.written, "bytes differ from the uninterrupted run"

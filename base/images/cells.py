@@ -4,8 +4,6 @@ Neither has a way to one image but through those before it. Rows are asked for n
 little apart), so a cursor that moves forwards and keeps the last rows answers all of them.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import threading

@@ -1,7 +1,5 @@
 """Decode image bytes, or give a one-line reason; `uri` finds the bytes."""
 
-from __future__ import annotations
-
 import io
 import re
 import struct

@@ -4,8 +4,6 @@ Of a multi-frame object without a named frame the middle one is shown: a cine lo
 odd header is read as far as possible, and what was assumed recorded. Nothing quotes the file: it may name a patient.
 """
 
-from __future__ import annotations
-
 import functools
 import io
 import logging

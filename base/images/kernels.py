@@ -2,8 +2,6 @@
 but eight products at a time: across, those of two neighboring pixels; down, of neighbors in a row. Needs numba."""
 # mypy: disallow-untyped-decorators=False, disallow-untyped-calls=False
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -13,8 +13,6 @@
 7. The orientation of the file's EXIF is applied.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Resize a picture and keep a part: the bytes of Pillow's `resize` and `crop`, faster with numba (the extra `fast`)."""
 
-from __future__ import annotations
-
 from functools import cache, lru_cache
 from math import ceil
 from types import ModuleType

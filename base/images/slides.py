@@ -1,7 +1,5 @@
 """One square of a whole-slide image, brought to a teacher's scale. Needs openslide."""
 
-from __future__ import annotations
-
 import functools
 from dataclasses import dataclass
 

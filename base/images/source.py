@@ -1,7 +1,5 @@
 """Sources of one image's encoded bytes, size limits that protect workers, and failure reasons."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from mmkd.base.errors import UnreachableError

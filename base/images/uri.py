@@ -9,8 +9,6 @@ A `uri` may end in a fragment that says which image inside the file is meant:
     breastmnist.npz#array=test_images&row=12       a picture of an array
 """
 
-from __future__ import annotations
-
 import posixpath
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode

@@ -2,8 +2,6 @@
 HTTP has no listing. `python -m http.server`, nginx (`autoindex on`) and Apache (`Options +Indexes`) make pages of links
 instead, which obstore does not read."""
 
-from __future__ import annotations
-
 import errno
 import html
 import re

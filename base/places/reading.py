@@ -1,7 +1,5 @@
 """Reading files that a user named, on a disk or behind a URL, by one set of functions."""
 
-from __future__ import annotations
-
 import io
 import os
 import stat

@@ -1,7 +1,5 @@
 """`mmkd store ...`."""
 
-from __future__ import annotations
-
 import click
 
 from mmkd.cli.store import convert, info, report, rows, show, stats

@@ -1,7 +1,5 @@
 """`mmkd store info`, `verify`, `diff` and `tag`: a store at a glance, each byte of it checked, compared, named."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict

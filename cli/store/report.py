@@ -1,7 +1,5 @@
 """`mmkd store report` and `mmkd store atlas`: a page that opens offline, and rows for embedding-atlas."""
 
-from __future__ import annotations
-
 import io
 import shutil
 import subprocess

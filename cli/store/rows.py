@@ -1,7 +1,5 @@
 """`mmkd store pull`, `subset`, `merge`, `append` and `relocate`: rows into another store, or into this one."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`mmkd store stats`: statistics of the features."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 

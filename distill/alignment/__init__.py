@@ -6,8 +6,6 @@ Shapes: B rows, E teacher width, D common width. The file is safetensors: `<slug
 as JSON, `sha256` the checksum over card and tensors. `NAME.json` beside `NAME.safetensors` repeats the card for people.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

@@ -8,8 +8,6 @@ teacher's. Orthogonal Procrustes (Schönemann 1966): of all matrices W with orth
 factor that goes with it is ``tr S / sum |x|^2``.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

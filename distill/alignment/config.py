@@ -1,7 +1,5 @@
 """One alignment, as `mmkd align STORE RUN.yaml` reads it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Fit an alignment, and judge it on rows that it was not fitted on: shares, 1 is best, and an effective rank."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from itertools import permutations
 from typing import Any

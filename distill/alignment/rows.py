@@ -1,7 +1,5 @@
 """The rows that an alignment is fitted and judged on, and their features by the block or the batch."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Alignments that are trained on features alone: joint maps, and the autoencoder released with MMKD-CLIP."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Generator
 from itertools import product

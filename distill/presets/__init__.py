@@ -1,7 +1,5 @@
 """Presets: YAML files below a run's own, so that a run states only its differences."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,8 +1,6 @@
 """Gated attention over a bag of patches: the network, and its training for classes, hazards or risks. Ilse, Tomczak and
 Welling 2018, "Attention-based deep multiple instance learning", equation 9, after one linear layer as CLAM has it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Settings of trained heads, kept apart from torch; the length of a training counts in steps of the optimizer."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Losses of survival networks: Cox's partial likelihood and discrete hazards, and the risk that hazards mean."""
 
-from __future__ import annotations
-
 import warnings
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Training of heads: the same numbers on every run, early stopping, weights of the best epoch."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,8 +1,6 @@
 """A folder of DICOM files: modality from the header, captions from texts beside them, one row per object or per frame,
 nothing that names a patient."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import hmac

@@ -1,7 +1,5 @@
 """Corpora made of files: a path or URL, its files by suffix, and a part for each."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import os

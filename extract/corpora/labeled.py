@@ -1,7 +1,5 @@
 """Images with a class each: ImageFolder, where the folder of an image is its class, and list files of `NAME LABEL`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """MedMNIST's archives: `{train,val,test}_images` and `{train,val,test}_labels` in one `.npz`."""
 
-from __future__ import annotations
-
 import functools
 import zipfile
 from collections.abc import Iterator, Sequence

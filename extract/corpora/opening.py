@@ -1,8 +1,6 @@
 """Opening a corpus: its kind by its files, or by a `.yaml` that describes it or an evaluation set. Readers that need an
 extra are loaded on use."""
 
-from __future__ import annotations
-
 import difflib
 import importlib
 import posixpath

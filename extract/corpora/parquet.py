@@ -1,7 +1,5 @@
 """Corpora in Parquet: encoded images in cells (Hugging Face's struct of bytes and path too), or paths to files."""
 
-from __future__ import annotations
-
 import functools
 import json
 from collections.abc import Iterator

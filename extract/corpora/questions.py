@@ -1,7 +1,5 @@
 """Questions about images in JSON lists, as VQA-RAD and SLAKE are released."""
 
-from __future__ import annotations
-
 import functools
 import json
 from collections.abc import Iterator

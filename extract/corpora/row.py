@@ -1,7 +1,5 @@
 """Rows of a corpus, ignored files, and the protocol of its readers."""
 
-from __future__ import annotations
-
 import codecs
 import hashlib
 import json

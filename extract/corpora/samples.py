@@ -1,8 +1,6 @@
 """Samples made of members that share a key, in a tar (WebDataset, never unpacked) or a folder: `KEY.jpg`, `KEY.txt`,
 `KEY.json`."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json

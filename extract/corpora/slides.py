@@ -1,7 +1,5 @@
 """Whole-slide images as bags: one row per tissue tile, labeled with its slide and patient."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Iterator, Mapping

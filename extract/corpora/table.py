@@ -1,7 +1,5 @@
 """Corpora listed in CSV, TSV or JSONL files, with images in a folder beside them."""
 
-from __future__ import annotations
-
 import codecs
 import csv
 import functools

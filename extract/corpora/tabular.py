@@ -1,7 +1,5 @@
 """Common parts of table formats: roles of their columns, labels, and the rows of one line."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """`mmkd teachers check`: load a teacher for real, run it, and compare it with the features its authors published."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import resource

@@ -1,9 +1,7 @@
 """Loader `conch`: CONCH's two towers without its decoder, made of timm's and open_clip's parts. Source:
 github.com/mahmoodlab/CONCH, conch/open_clip_custom (coca_model.py, vision_tower.py, conch_ViT-B-16.json)."""
 
-from __future__ import annotations
-
-from typing import Any, cast
+from typing import Any
 
 import timm
 import torch
@@ -54,16 +52,14 @@ class ConchTowers(nn.Module):
         """Encode float32 (B, 3, H, W); returns (B, D), projected, not normalized."""
         visual: Any = self.visual
         pooled = visual.attn_pool_contrast(visual.trunk.forward_features(image))[:, 0]
-        features: torch.Tensor = visual.ln_contrast(pooled) @ visual.proj_contrast
-        return features
+        return visual.ln_contrast(pooled) @ visual.proj_contrast
 
     def encode_text(self, text: torch.Tensor) -> torch.Tensor:
         """Encode int64 (B, L), padded to the context; returns (B, D), projected, not normalized."""
-        return cast(torch.Tensor, self.text(text))
+        return self.text(text)
 
 
 def _plan(spec: TeacherSpec) -> Plan:
-    options = read_options(spec, ConchOptions)
     look = Preprocessing(image_size=(_SIZE, _SIZE), mean=OPENAI_DATASET_MEAN, std=OPENAI_DATASET_STD)
     # The repository on the hub has no tokenizer, and who wants images alone needs none.
     folder = tokenizer_folder(spec) if spec.towers != ("image",) else None
@@ -75,14 +71,13 @@ def _plan(spec: TeacherSpec) -> Plan:
         tokenizer=TokenizerPlan(_CONTEXT, folder, pad_id=0) if folder else None,
         dim=_DIM,
         vocabulary=_VOCABULARY,
-        configuration=options.model_dump(),
-        material={"options": options},
+        configuration=read_options(spec, ConchOptions).model_dump(),
     )
 
 
 def _build(plan: Plan) -> nn.Module:
     weights = read_weights(*plan.weights.values(), trust_pickle=plan.spec.trust_pickle)
-    towers = ConchTowers(plan.material["options"])
+    towers = ConchTowers(read_options(plan.spec, ConchOptions))
     load_strictly(towers, {n: t for n, t in weights.items() if not n.startswith(_DECODER)}, plan.where)
     return towers
 

@@ -1,7 +1,5 @@
 """Write a teacher's weights as safetensors once, so that no unpickler is needed again."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

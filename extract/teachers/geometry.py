@@ -8,8 +8,6 @@ resize mode places its pixels as the reference implementation does, and the two 
     pad_square                  MedCLIP's: one channel, padded to a square of at least the target, then resized
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 

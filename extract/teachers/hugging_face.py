@@ -1,8 +1,6 @@
 """What transformers describes in JSON: a text tower, read without asking the network, and an image processor; and its
 models, built strictly and silently."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -118,8 +116,7 @@ def build_strictly(model_class: Any, config: Any, weights: StateDict, where: str
     shapes = [key if isinstance(key, str) else " ".join(map(str, key)) for key in info["mismatched_keys"]]
     if problems := key_problems(info["missing_keys"], info["unexpected_keys"], shapes):
         raise TeacherError(f"{where} does not fit a {model_class.__name__} of this config.json: {problems}")
-    built: nn.Module = model
-    return built.float()
+    return model.float()
 
 
 @contextmanager

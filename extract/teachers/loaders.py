@@ -1,8 +1,6 @@
 """Loaders: a teacher's files, found and parsed, become a card and an encoder. Ours are found by name or by the files
 present, a user's by entry point."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -235,8 +233,7 @@ def find_loader(spec: TeacherSpec) -> TeacherLoader:
 
 
 def _built_in(name: str) -> FileLoader:
-    loader: FileLoader = import_module(LOADERS[name]).LOADER
-    return loader
+    return import_module(LOADERS[name]).LOADER
 
 
 def _recognizing_loader(spec: TeacherSpec) -> FileLoader:

@@ -2,8 +2,6 @@
 github.com/RyanWangZf/MedCLIP, medclip/modeling_medclip.py (MedCLIPTextModel, MedCLIPVisionModel,
 MedCLIPVisionModelViT), medclip/dataset.py and medclip/constants.py. Features here are before its normalization."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import torch
@@ -56,10 +54,8 @@ class MedClipTowers(nn.Module):
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
         """Encode float32 (B, 3, H, W); returns (B, D)."""
         if self.vision_projection is None:
-            features: torch.Tensor = self.vision(image)
-            return features
-        projected: torch.Tensor = self.vision_projection(self.vision(pixel_values=image).pooler_output)
-        return projected
+            return self.vision(image)
+        return self.vision_projection(self.vision(pixel_values=image).pooler_output)
 
     def encode_text(self, text: torch.Tensor) -> torch.Tensor:
         """Encode int64 (B, L); returns (B, D)."""
@@ -68,8 +64,7 @@ class MedClipTowers(nn.Module):
         layers = torch.stack([states[layer] for layer in (1, 2, -1)])  # (3, B, L, width); 0 is the embedding
         counted = (mask if self._options.pooled_tokens == "caption" else torch.ones_like(mask)).to(layers.dtype)
         tokens = (layers * counted[None, :, :, None]).sum(2) / counted.sum(1)[None, :, None]
-        projected: torch.Tensor = self.text_projection(tokens.mean(0))
-        return projected
+        return self.text_projection(tokens.mean(0))
 
 
 def _plan(spec: TeacherSpec) -> Plan:
@@ -88,12 +83,11 @@ def _plan(spec: TeacherSpec) -> Plan:
         vocabulary=int(forward["vocab_size"]),
         configuration={"bert": forward} | options.model_dump(exclude={"dim"}),
         text_config=bert,
-        material={"options": options},
     )
 
 
 def _build(plan: Plan) -> nn.Module:
-    options: MedClipOptions = plan.material["options"]
+    options = read_options(plan.spec, MedClipOptions)
     (path,) = plan.weights.values()
     weights = read_weights(path, trust_pickle=plan.spec.trust_pickle)
     prefixes = ("vision_model.model.", "text_model.model.")

@@ -1,15 +1,13 @@
 """Loader `open_clip`: a folder or repository with open_clip_config.json, or an architecture by name and a checkpoint;
 with renamed keys, also what forks of open_clip write (`text_encoder.` for `text.`)."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import open_clip
 import torch
@@ -187,8 +185,7 @@ class Clip(CLIP):  # type: ignore[misc]  # open_clip has no type hints
         pooled = text_global_pool(states, text, self.text_pool_type, eos_token_id=self.text_eos_id)
         if (projection := self.text_projection) is not None:
             pooled = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
-        features: torch.Tensor = F.normalize(pooled, dim=-1) if normalize else pooled
-        return features
+        return F.normalize(pooled, dim=-1) if normalize else pooled
 
 
 def _build(plan: Plan) -> nn.Module:
@@ -203,7 +200,7 @@ def _build(plan: Plan) -> nn.Module:
             Path(folder, "config.json").write_text(json.dumps(plan.text_config), encoding="utf-8")
             model_cfg["text_cfg"] |= {"hf_model_name": folder, "hf_model_pretrained": False}
         try:
-            model = cast(nn.Module, kind(**model_cfg))
+            model: nn.Module = kind(**model_cfg)
         except (TypeError, ValueError, RuntimeError, AssertionError, KeyError, AttributeError, OSError) as error:
             raise plan.spec.error(f"open_clip cannot build its model_cfg ({cause(error)})") from error
     weights = read_weights(*plan.weights.values(), trust_pickle=plan.spec.trust_pickle)

@@ -2,8 +2,6 @@
 github.com/WeixiongLin/PMC-CLIP, src/pmc_clip/model/pmc_clip.py (PMC_CLIP.encode_image, encode_text) and
 model_configs/RN50_fusion4.json; the split files are those of the authors' quick start."""
 
-from __future__ import annotations
-
 import math
 import re
 from typing import Any, Literal
@@ -54,8 +52,7 @@ class PmcClipTowers(nn.Module):
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
         """Encode float32 (B, 3, H, W); returns (B, D)."""
-        features: torch.Tensor = self.visual(image)
-        return features
+        return self.visual(image)
 
     def encode_text(self, text: torch.Tensor) -> torch.Tensor:
         """Encode int64 (B, L); returns (B, D)."""
@@ -63,8 +60,7 @@ class PmcClipTowers(nn.Module):
         output = self.bert(input_ids=text, attention_mask=mask)
         whole = self._options.text_feature == "pooler_output"
         pooled = output.pooler_output if whole else output.last_hidden_state[:, 0]
-        projected: torch.Tensor = pooled @ self.text_projection
-        return projected
+        return pooled @ self.text_projection
 
 
 def _plan(spec: TeacherSpec) -> Plan:
@@ -82,12 +78,11 @@ def _plan(spec: TeacherSpec) -> Plan:
         vocabulary=int(forward["vocab_size"]),
         configuration={"bert": forward} | options.model_dump(exclude={"image_size", "dim"}),
         text_config=bert,
-        material={"options": options},
     )
 
 
 def _build(plan: Plan) -> nn.Module:
-    options: PmcClipOptions = plan.material["options"]
+    options = read_options(plan.spec, PmcClipOptions)
     files = [read_weights(path, trust_pickle=plan.spec.trust_pickle) for path in plan.weights.values()]
     if len(files) == len(SPLIT_FILES):
         image_weights, text_weights, projection = files[0], files[1], files[2][BARE_TENSOR]

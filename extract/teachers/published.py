@@ -1,8 +1,6 @@
 """Teachers by name: `--teachers` as specs, and the published teachers, a YAML card each in `cards/`. Eight of the nine
 are in the original's meta.jsonl; the ninth is inferred."""
 
-from __future__ import annotations
-
 import functools
 from collections import Counter
 from pathlib import Path

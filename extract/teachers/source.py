@@ -1,8 +1,6 @@
 """Files of a teacher and their hashes: in a folder, in the hub's cache, on the Hugging Face hub or its mirror
 (`HF_ENDPOINT`)."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence

@@ -1,8 +1,6 @@
 """Loader `timm`: an image tower as timm writes it to the hub (config.json with `architecture` and `pretrained_cfg`
 beside the weights), or an architecture by name and a checkpoint."""
 
-from __future__ import annotations
-
 import functools
 import math
 from typing import Any
@@ -44,8 +42,7 @@ class TimmTower(nn.Module):
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
         """Encode float32 (B, 3, H, W); returns (B, D)."""
         if self._pooling == "model":
-            features: torch.Tensor = self.model(image)
-            return features
+            return self.model(image)
         return pool_tokens(self.model.forward_features(image), self._pooling, self.model.num_prefix_tokens)
 
 

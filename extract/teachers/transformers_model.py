@@ -1,7 +1,5 @@
 """Loader `transformers`: a CLIPModel or SiglipModel, or one tower alone, as `save_pretrained` writes it."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from typing import Any
@@ -72,8 +70,7 @@ def pooled(output: Any, pooling: Pooling = "model", counted: torch.Tensor | int 
     """Return the features; those of a dual encoder are a tensor up to transformers 4, and pooled output from 5 on."""
     if pooling != "model":
         return pool_tokens(output.last_hidden_state, pooling, counted)
-    features: torch.Tensor = output if isinstance(output, torch.Tensor) else output.pooler_output
-    return features
+    return output if isinstance(output, torch.Tensor) else output.pooler_output
 
 
 def _plan(spec: TeacherSpec) -> Plan:

@@ -1,7 +1,5 @@
 """Reading weights without running code, and putting them into a model with nothing left over."""
 
-from __future__ import annotations
-
 import logging
 import pickle
 import zipfile

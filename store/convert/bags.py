@@ -1,7 +1,5 @@
 """Bags of patch features as CLAM and TRIDENT write them: one HDF5 file a slide, `features` and `coords`."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

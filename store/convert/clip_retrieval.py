@@ -1,8 +1,6 @@
 """clip-retrieval's folders: `img_emb/img_emb_0.npy`, `text_emb/text_emb_0.npy`, `metadata/metadata_0.parquet`. Rows of
 equal position in files of equal number belong together; embedding-reader reads the same layout."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

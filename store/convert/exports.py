@@ -1,7 +1,5 @@
 """Exports that nothing imports again: one Parquet table, safetensors files, a compressed Zarr archive."""
 
-from __future__ import annotations
-
 import io
 import json
 import struct

@@ -1,7 +1,5 @@
 """Import features made by other tools: rows first, then shard by shard, so that it can be interrupted."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

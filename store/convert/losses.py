@@ -1,7 +1,5 @@
 """What a conversion would lose: named in one line, and asked for before anything is written."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np

@@ -2,8 +2,6 @@
 `features/<folderid>/<id>/clips_output.pt` holds features as the teachers gave them, `clips_project_output.pt` the same
 mapped to 512 values; keys are `<Teacher>_img` and `<Teacher>_txt`."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import Counter

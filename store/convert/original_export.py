@@ -1,7 +1,5 @@
 """Export of a store in the layout of the original MMKD-CLIP release, as its loader reads it."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Chosen rows of one store, or of several over disjoint corpora, as a new store."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import posixpath

@@ -2,8 +2,6 @@
 pickle that may name a handful of constructors, and `data/0`, `data/1`, ..., raw bytes. Layout: PyTorch,
 torch/serialization.py and torch/_utils.py (`_rebuild_tensor_v2`)."""
 
-from __future__ import annotations
-
 import io
 import pickle
 import struct

@@ -1,8 +1,6 @@
 """Agreement of two teachers on the same rows: linear CKA and mutual nearest neighbors. Both compare similarities
 between rows, not the features themselves: widths may differ, and rotating a teacher's space changes nothing."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations_with_replacement

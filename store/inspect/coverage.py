@@ -1,7 +1,5 @@
 """Shards present per teacher and their share of sound rows, from the ledger alone."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from itertools import product

@@ -1,7 +1,5 @@
 """Findings that argue against training: a sentence each, with the command that shows more."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Stores and statistics as HTML tables for notebooks; every text is escaped."""
 
-from __future__ import annotations
-
 from html import escape
 
 from mmkd.base.text import html_table, number

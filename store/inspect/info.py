@@ -1,8 +1,6 @@
 """Everything that `mmkd store info` shows, as one value. Of the runs over the store, durations, and whether
 one is in progress."""
 
-from __future__ import annotations
-
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass

@@ -1,8 +1,6 @@
 """Exact nearest rows by cosine. In large float16 stores faiss, where it is installed, makes a first choice, of which
 the largest cosine that any other row can have is known: nothing is lost by it."""
 
-from __future__ import annotations
-
 import importlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache

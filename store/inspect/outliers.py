@@ -1,7 +1,5 @@
 """Sampled rows that teachers find odd: a caption that does not fit its image, a feature of unusual length."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal

@@ -1,7 +1,5 @@
 """Do a teacher's captions fit their images: cosines, retrieval, by modality, and whether captions slipped by a row."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The picture of a sample row, whole or as a thumbnail. Needs Pillow."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping
 from pathlib import Path

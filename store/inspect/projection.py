@@ -1,7 +1,5 @@
 """A sample of rows on a plane: PCA, or UMAP where its package is installed."""
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import dataclass
 from typing import Literal

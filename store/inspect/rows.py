@@ -1,7 +1,5 @@
 """Lookup of rows by key, row or shard, and of their samples."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Sequence

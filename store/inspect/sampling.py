@@ -1,7 +1,5 @@
 """Random rows and their features as unit vectors, which every statistic starts from, and summaries of numbers."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Details of one row or one shard."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Everything that `mmkd store stats` shows: each tower, each teacher's pairs, teachers against each other."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any

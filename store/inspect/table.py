@@ -1,7 +1,5 @@
 """Statistics as tables, the interface between statistics and renderers, and the table of label columns."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

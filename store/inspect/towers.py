@@ -1,7 +1,5 @@
 """One teacher's image or caption features: are they numbers, do they use their space, do rows repeat."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

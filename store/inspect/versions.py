@@ -1,8 +1,6 @@
 """What a store holds, as digests: to compare two stores, and to give one a name that can be checked later. Taken from
 the record, the cards, the ledger and the selections' cards; `mmkd store verify` compares the bytes with these."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The page's charts as Plotly figures. Colors of text and grid are set in the page, by light or dark."""
 
-from __future__ import annotations
-
 import html
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Content of the page, gathered from the store before drawing."""
 
-from __future__ import annotations
-
 import base64
 import math
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Rendering of gathered content as one HTML file with charts, script, style and a strict content security policy."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import importlib.metadata

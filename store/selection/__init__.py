@@ -1,7 +1,5 @@
 """Teacher weighting by sample: rules over stored features, written as `selections/<name>` of the store."""
 
-from __future__ import annotations
-
 from mmkd.store.selection.compute import SelectionReport, select
 from mmkd.store.selection.rule import SelectionRule, load_rule
 from mmkd.store.selections import Selection, SelectionCard, read_selection, selection_names

@@ -1,8 +1,6 @@
 """Compute a selection from a rule: scores in one pass over the memory map, then verdicts, then counts by teacher, by
 label, overlaps, rows left with none, and examples near each threshold."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

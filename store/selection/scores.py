@@ -1,8 +1,6 @@
 """Scores of pairs: blocks of rows of all teachers as unit vectors, and one scorer per family, which prepares once and
 then scores any block."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property

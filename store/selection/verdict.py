@@ -1,7 +1,5 @@
 """Verdicts from scores: thresholds, lists, counts, and how rules combine. Pure NumPy over (N, T) arrays."""
 
-from __future__ import annotations
-
 import difflib
 import operator
 from collections.abc import Callable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """Rules shipped with mmkd: YAML files, named instead of a path; comments give their reasons."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from mmkd.base.errors import ConfigError
