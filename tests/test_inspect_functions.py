@@ -28,8 +28,7 @@ def test_a_function_is_documented_and_returns_a_dataclass_or_an_arrow_table(path
     function = getattr(importlib.import_module(module), name)
     assert len(function.__doc__) > 40
     namespace = vars(importlib.import_module("mmkd.store.reader")) | function.__globals__
-    annotation = function.__annotations__["return"]
-    found = eval(annotation, namespace)  # a string, as every annotation here is
+    found = typing.get_type_hints(function, namespace)["return"]
     if typing.get_origin(found) is Iterator:
         (found,) = typing.get_args(found)
     assert found.__name__ == returned

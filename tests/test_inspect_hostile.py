@@ -181,4 +181,4 @@ def test_an_error_is_one_line_whatever_it_names(
     with pytest.raises(SystemExit):
         main()
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("Error: /no\ufffdsuch\ufffd\ufffdstore")
+    assert line.startswith(r"Error: /no\nsuch\u2028\rstore")
