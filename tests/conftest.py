@@ -80,9 +80,10 @@ def training_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_scene(tmp_path_factory.mktemp("scene"))
 
 
-@pytest.fixture(params=[1, pytest.param(2, marks=pytest.mark.integration)], ids=["one rank", "two ranks"])
+@pytest.fixture(params=[1, pytest.param(2, marks=pytest.mark.slow)], ids=["one rank", "two ranks"])
 def ranks(request: pytest.FixtureRequest) -> int:
-    """Processes of a training run, for `tiny_run.in_ranks`: what is said of one holds of two."""
+    """Processes of a training run, for `tiny_run.in_ranks`: what is said of one holds of two (slow; the quick tests see
+    fourteen run files on both, test_distill_one_and_two.py)."""
     number: int = request.param
     return number
 

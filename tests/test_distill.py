@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_run import in_ranks, quiet, slowly_on_two, write_run
+from tiny_run import in_ranks, quiet, write_run
 
 from mmkd.base.errors import ConfigError, IncompleteStoreError, UserError
 from mmkd.cli.distill import distill
@@ -77,7 +77,6 @@ def test_gather_gives_what_a_teacher_has_and_zero_elsewhere(training_scene: Path
 
 
 @pytest.mark.integration
-@slowly_on_two
 def test_training_learns(training_scene: Path, ranks: int) -> None:
     report = in_ranks(ranks, write_run(training_scene, f"whole-{ranks}", where="", epochs=3, batch_size=64))
     assert (report.steps, report.resumed_at, report.rows) == (12, 0, 300)
@@ -200,7 +199,6 @@ def test_presets_lie_under_the_run_and_over_each_other(training_scene: Path) -> 
     assert load_run(write_run(training_scene, "one-preset", preset="pretrain")).loss.feature == 0
 
 
-@slowly_on_two
 def test_stage_one_needs_no_teacher_and_stage_two_begins_with_its_student(training_scene: Path, ranks: int) -> None:
     fast = {"lr": 1e-3, "warmup_steps": 0}
     first = write_run(training_scene, f"stage1-{ranks}", preset="pretrain", optimizer=fast)

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
-from tiny_run import in_ranks, quiet, slowly_on_two, stopped_at_first_step, write_run
+from tiny_run import in_ranks, quiet, stopped_at_first_step, write_run
 
 from mmkd.base.errors import BusyStoreError, ConfigError, CorruptStoreError, StoreError, UserError
 from mmkd.distill.alignment.config import load_align
@@ -57,7 +57,6 @@ def test_a_store_that_gained_a_teacher_is_another_run(training_scene: Path, tmp_
 
 
 @pytest.mark.integration
-@slowly_on_two
 def test_a_damaged_checkpoint_is_said_and_the_one_before_is_there(training_scene: Path, ranks: int) -> None:
     path = write_run(training_scene, f"damaged-{ranks}", checkpoints={"every_steps": 4})
     in_ranks(ranks, path)
@@ -116,7 +115,6 @@ def test_a_kill_behind_a_checkpoint_leaves_it_the_best(training_scene: Path) -> 
     assert {path.name for path in config.out.iterdir()} <= {"checkpoints", "run.json", "tokens.safetensors", "tokens"}
 
 
-@slowly_on_two
 def test_first_weights_are_those_of_the_checkpoint(training_scene: Path, tmp_path: Path, ranks: int) -> None:
     for name, seed in (("first-a", 1), ("first-b", 2)):
         in_ranks(ranks, write_run(training_scene, name, out=f"runs/{ranks}/{name}", epochs=1, seed=seed))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from tiny_run import in_ranks, quiet, slowly_on_two, stopped_at_first_step, write_run
+from tiny_run import in_ranks, quiet, stopped_at_first_step, write_run
 from tiny_teachers import TINY
 from tiny_text import write_bert, write_tokens
 
@@ -45,7 +45,6 @@ def scene(training_scene: Path, root: Path, name: str, text: dict[str, Any]) -> 
 
 
 @pytest.mark.integration
-@slowly_on_two
 @pytest.mark.parametrize("name", TAGS)
 def test_a_tags_preprocessing_goes_through_both_stages_into_open_clip(
     training_scene: Path, tmp_path: Path, name: str, ranks: int, monkeypatch: pytest.MonkeyPatch

@@ -17,7 +17,7 @@ import pytest
 import torch
 from forked import forked_ranks
 from safetensors.torch import load_file
-from tiny_run import in_ranks, quiet, slowly_on_two, stopped_at_first_step, write_run
+from tiny_run import in_ranks, quiet, stopped_at_first_step, write_run
 
 from mmkd.distill import checkpoint
 from mmkd.distill.checkpoint import checkpoints, find_checkpoint, read, step_of, student_weights
@@ -155,7 +155,6 @@ def test_what_lies_beside_a_run_may_change(training_scene: Path, whole: Whole, t
     assert result(load_run(path).out) == whole(ranks)
 
 
-@slowly_on_two
 def test_time_is_not_in_a_checkpoint(training_scene: Path, whole: Whole, ranks: int) -> None:
     expected, path = whole(ranks), write_run(training_scene, f"again-{ranks}", **WHOLE)
     time.sleep(0.01)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_model import parts
-from tiny_run import in_ranks, quiet, slowly_on_two, write_run
+from tiny_run import in_ranks, quiet, write_run
 
 from mmkd.distill.batches import Batch
 from mmkd.distill.checkpoint import find_checkpoint, read
@@ -62,7 +62,6 @@ def moved(path: Path, ranks: int) -> float:
     return max(float((ended[name] - value).abs().max()) for name, value in began.items())
 
 
-@slowly_on_two
 def test_a_run_clips_at_the_norm_of_its_configuration(training_scene: Path, ranks: int) -> None:
     """AdamW divides by the gradient's own size, but for `eps`: a norm far below it leaves hardly a step."""
     plain = {"weight_decay": 0.0}
@@ -126,7 +125,6 @@ def test_gradient_checkpointing_keeps_less_and_gives_the_same_gradients(training
 
 
 @pytest.mark.integration
-@slowly_on_two
 @pytest.mark.parametrize(
     "compute", [{"precision": "bf16"}, {"gradient_checkpointing": True}, {"micro_batch": 7}], ids=str
 )

@@ -309,7 +309,11 @@ def test_names_survive_every_table_and_figure(tmp_path_factory: pytest.TempPathF
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("extra", ["mean", "a|b", "$x^2$ \\frac", "x\ny", "a\u2028b", "<b>&", "100%_#{}~^[", "a\x0bb"])
+@pytest.mark.parametrize(
+    "extra",
+    ["a|b", "x\ny", "$x^2$ \\frac"]
+    + [pytest.param(extra, marks=pytest.mark.slow) for extra in ("mean", "a\u2028b", "<b>&", "100%_#{}~^[", "a\x0bb")],
+)
 def test_hostile_domains_run_through_the_whole_command(tmp_path: Path, extra: str) -> None:
     changes = {row: {"domain": extra} for row in range(240, 300)}
     planted = make_planted(tmp_path, {"sharp": 0.5, "blurred": 3.0}, changes=changes)

@@ -33,7 +33,7 @@ from mmkd.extract.teachers import parse_teachers
 from mmkd.store import FeatureStore
 from mmkd.store.selection.rule import load_rule
 
-EXAMPLES = int(os.environ.get("MMKD_FUZZ_EXAMPLES", "15"))
+EXAMPLES = int(os.environ.get("MMKD_FUZZ_EXAMPLES", "8"))
 """Of each test; `make fuzz` takes 400, and as many of the tests that count the inputs of random corpora."""
 WORDS = st.one_of(
     st.sampled_from(

@@ -34,6 +34,7 @@ def test_running_again_does_nothing_and_says_so(scene: Scene) -> None:
     assert tree_digest(scene.store) == before
 
 
+@pytest.mark.slow
 def test_kill_9_and_run_again_gives_the_same_bytes(scene: Scene, tmp_path: Path) -> None:
     store = tmp_path / "store"
     command = ["extract", scene.table, store, "--teachers", scene.teachers, "--workers", 1]
@@ -56,7 +57,7 @@ def test_kill_9_and_run_again_gives_the_same_bytes(scene: Scene, tmp_path: Path)
     assert tree_digest(store) == tree_digest(scene.store)
 
 
-@pytest.mark.parametrize("moment", ["shards to do", "dashboard"])
+@pytest.mark.parametrize("moment", [pytest.param("shards to do", marks=pytest.mark.slow), "dashboard"])
 def test_ctrl_c_ends_without_tracebacks_and_leaves_no_process(scene: Scene, tmp_path: Path, moment: str) -> None:
     command = ["extract", scene.table, tmp_path / "store", "--teachers", scene.teachers, "--workers", 2]
     process = subprocess.Popen(
@@ -84,6 +85,7 @@ def test_ctrl_c_ends_without_tracebacks_and_leaves_no_process(scene: Scene, tmp_
     pytest.fail("a process of the interrupted run lives on")
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_ends_in_one_line_and_loses_nothing(scene: Scene, tmp_path: Path) -> None:
     store = tmp_path / "store"
     command = ["extract", scene.table, store, "--teachers", scene.teachers, "--workers", 1]

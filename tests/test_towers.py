@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from image_teacher import Seer
 from in_process import run
 from tiny_corpus import write_table_corpus
-from tiny_run import in_ranks, quiet, slowly_on_two, write_run, write_scene
+from tiny_run import in_ranks, quiet, write_run, write_scene
 from tiny_store import make_card, make_store
 
 from mmkd.base.errors import ConfigError, UserError
@@ -120,7 +120,6 @@ def test_a_retry_of_failed_images_leaves_a_text_tower_as_it_is(tmp_path: Path) -
 
 
 @pytest.mark.integration
-@slowly_on_two
 def test_a_student_learns_from_images_alone_and_beside_pairs(trained: Path, ranks: int) -> None:
     alone = write_run(trained, f"alone-{ranks}", teachers=["seer"], loss={"feature": 1.0, "cross": 0.0}, where="")
     assert "feature" in in_ranks(ranks, alone).losses

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 import yaml
 from forked import forked_ranks, peaceful
@@ -24,11 +23,6 @@ from mmkd.distill.checkpoint import find_checkpoint, read
 from mmkd.distill.config import RunConfig, load_run
 from mmkd.distill.trainer import TrainReport, train
 from mmkd.store import FeatureStore
-
-slowly_on_two = pytest.mark.parametrize(
-    "ranks", [1, pytest.param(2, marks=pytest.mark.slow)], ids=["one rank", "two ranks"]
-)
-"""In place of the fixture `ranks`, where two of them take long and the quick tests see the same on another run."""
 
 
 def write_scene(root: Path, rows: int = 300) -> Path:
