@@ -138,6 +138,7 @@ def test_the_releases_layout_and_back_has_all_but_the_columns_that_it_names(
     store = random_store(folder / "st", seed)
     sound = np.stack([store.valid(slug) for slug in store.teachers])
     rows = np.flatnonzero(sound.any(axis=0))
+    assume(len(rows))  # of none there are no keys and columns to lose
     complete = [slug for slug, bits in zip(store.teachers, sound == 3, strict=True) if bits.any()]
     expected = store.sample_table().take(pa.array(rows)).to_pylist()
     lossy = ("offset", "length", "reason", "width", "height", "image_sha256")
