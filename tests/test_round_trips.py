@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import zarr
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from random_store import compare, random_store
 from safetensors.numpy import load_file
