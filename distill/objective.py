@@ -77,11 +77,12 @@ class Objective(nn.Module):
         if self.side is None:
             return terms
         prepared = self.side.prepare(batch.targets, group)
-        shares = self.side.policy.shares(batch)
+        scores = self.side.policy.scores(batch)
+        shares = self.side.policy.shares(batch, scores)
         if self.config.mixed_teachers:
             prepared = [mix_teachers(prepared, shares)]
             shares = shares.sum(dim=1, keepdim=True)
-        known = self.side.policy.knowledge(batch)
+        known = self.side.policy.knowledge(batch, scores)
         if known is not None:
             known = world.gather(known).permute(2, 1, 0)
         banks = None if self.side.bank is None else self.side.bank.at(batch.step, world.gather(rows))
@@ -212,6 +213,8 @@ def make_objective(
     if teachers is None:
         return Objective(config.loss, None)
     loss = config.loss
+    if config.policy.keys == "known" and "relational" not in loss.teacher_terms:
+        raise ConfigError("policy.keys known changes the term relational, whose weight is 0; set loss.relational")
     alignment = fixed_alignment(config.heads, teachers)
     widths = teachers.dims if alignment is None else tuple(alignment.width(slug) for slug in teachers.slugs)
     if loss.mixed_teachers and (config.policy.kind != "one" or config.policy.drop or len(set(widths)) > 1):

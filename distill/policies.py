@@ -142,25 +142,27 @@ class Policy:
     standard: Standard | None = None
     text_standard: Standard | None = None
 
-    def shares(self, batch: Batch) -> torch.Tensor:
-        """Return float32 (B, T)."""
+    def scores(self, batch: Batch) -> torch.Tensor | None:
+        """Return how well each teacher knows each row, float32 (B, T); None unless the policy asks for it."""
+        return None if self.standard is None else self.standard.scores(batch.targets)
+
+    def shares(self, batch: Batch, scores_BT: torch.Tensor | None) -> torch.Tensor:
+        """Return float32 (B, T), from `scores` of the same batch."""
         available_BT = torch.stack([target.present for target in batch.targets], dim=1)
         if self.config.kind == "one":
             return one_teacher(available_BT, draws(self.seed, batch.epoch, batch.positions, 1)[:, 0])
         if self.weights is not None:
             return weighted_teachers(available_BT, self.weights.to(available_BT.device))
-        if self.standard is not None:
-            return best_teachers(available_BT, self.standard.scores(batch.targets), self.config.best)
+        if scores_BT is not None:
+            return best_teachers(available_BT, scores_BT, self.config.best)
         return all_teachers(available_BT)
 
-    def knowledge(self, batch: Batch) -> torch.Tensor | None:
+    def knowledge(self, batch: Batch, scores_BT: torch.Tensor | None) -> torch.Tensor | None:
         """Return the logarithm of each available teacher's share in knowing a row's caption and image, float32 (B, T,
-        2): a softmax of the scores over teachers. None without `keys: known`."""
-        if self.standard is None or self.text_standard is None:
+        2): a softmax over teachers of `scores` of the same batch. None without `keys: known`."""
+        if scores_BT is None or self.text_standard is None:
             return None
-        scores_BT2 = torch.stack(
-            [self.text_standard.scores(_swapped(batch.targets)), self.standard.scores(batch.targets)], dim=2
-        )
+        scores_BT2 = torch.stack([self.text_standard.scores(_swapped(batch.targets)), scores_BT], dim=2)
         lacking_BT = ~torch.stack([target.present for target in batch.targets], dim=1)
         lowest = torch.finfo(scores_BT2.dtype).min
         return (scores_BT2 / _SURE).masked_fill(lacking_BT[:, :, None], lowest).log_softmax(dim=1)

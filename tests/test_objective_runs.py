@@ -63,6 +63,11 @@ def test_another_alignment_in_the_same_file_is_another_run(training_scene: Path,
             ConfigError,
             "teachers of one width, .* widths 24, 32; name an alignment",
         ),
+        (
+            {"policy": {"kind": "best", "by": "corpus", "keys": "known"}, "loss": {"relational": 0, "feature": 1}},
+            ConfigError,
+            "policy.keys known changes the term relational, whose weight is 0; set loss.relational",
+        ),
         ({"policy": {"kind": "weighted"}}, ConfigError, "`weights` and `kind: weighted` go together"),
         (
             {"policy": {"kind": "weighted", "weights": {"three": 1.0}}},

@@ -151,8 +151,11 @@ def test_each_caption_and_image_is_known_to_the_teacher_at_home_and_rows_are_no_
     batch: Any = SimpleNamespace(targets=targets)
     groups = np.stack([rows, rows], axis=1)
     config = PolicyConfig(kind="best", by="corpus", keys="known")
-    found = make_policy(config, 0, teachers, rows, groups, torch.device("cpu")).knowledge(batch)
-    assert found is not None
+    policy = make_policy(config, 0, teachers, rows, groups, torch.device("cpu"))
+    scores = policy.scores(batch)
+    found = policy.knowledge(batch, scores)
+    assert scores is not None and found is not None
+    assert torch.equal(scores.argmax(1), (class_of >= 4).long())
     shares = found.exp()
     assert shares.sum(1).flatten().tolist() == pytest.approx([1.0] * 80)
     home = torch.stack([said, class_of], dim=1) >= 4
@@ -160,7 +163,7 @@ def test_each_caption_and_image_is_known_to_the_teacher_at_home_and_rows_are_no_
     assert torch.equal(shares.argmax(1).bool(), home)
     assert shares[3].tolist() == [[0, 0], [1, 1]]
     plain = make_policy(config.model_copy(update={"keys": "all"}), 0, teachers, rows, groups, torch.device("cpu"))
-    assert plain.knowledge(batch) is None
+    assert plain.knowledge(batch, plain.scores(batch)) is None
 
 
 def test_dropping_keeps_the_teacher_with_the_largest_loss_and_shares_that_sum_to_one() -> None:

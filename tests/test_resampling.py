@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -75,7 +76,28 @@ def test_pillow_resizes_what_it_keeps_in_pieces() -> None:
     assert np.array_equal(resize(picture, (60, 50), "bilinear", part), by_pillow(picture, (60, 50), "bilinear", part))
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_thin_picture_takes_little_memory(turned: bool) -> None:
+    # Pillow's own memory is not counted; a comb of weights for 100,000 pixels would take 2 GB of NumPy's.
+    lengths, target = (20, 100_000), (44, 224)
+    picture = noise(*(lengths[::-1] if turned else lengths), "L")
+    size = target[::-1] if turned else target
+    expected = by_pillow(picture, size, "bicubic", (0, 0, *size))
+    tracemalloc.start()
+    try:
+        found = resize(picture, size, "bicubic", (0, 0, *size))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(found, expected)
+    assert peak < 32 << 20
+
+
 def test_without_numba_pillow_resizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise AssertionError("weights are of use to the compiled loops alone")
+
+    monkeypatch.setattr(resampling, "_weights", refused)
     monkeypatch.setitem(sys.modules, "numba", None)
     monkeypatch.delitem(sys.modules, "mmkd.base.images.kernels", raising=False)
     monkeypatch.delattr(importlib.import_module("mmkd.base.images"), "kernels", raising=False)

@@ -160,6 +160,7 @@ def _asked(form: str, **changes: object) -> Callable[[Path], snapshots.Encoder]:
         (_asked("virchow2", pooling=None), r"features of shape \(105, 64\), its configuration says 64; .* pooling"),
         (_asked("class token", model_args={"depth": 3}), "does not fit this architecture: 36 unexpected"),
         (_asked("vit", pooling=None), "its authors' pooling is not in its files; write options.pooling of a vit in a"),
+        (_asked("vit_mae", pooling="model"), "options.pooling of a vit_mae in a YAML card: class, mean, class_mean$"),
         (_asked("bert, mean", pooling=None), "write options.pooling of a bert in a YAML card: class, mean, class_mean"),
         (_asked("siglip", pooling="class"), "'class'; write options.pooling of a siglip_vision_model in a YAML card: "),
         (_asked("modernbert", pooling="model"), "options.pooling is 'model'; write options.pooling of a modernbert in"),

@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_ROWS_MAY_BE_FIRST = int(PIL.__version__.partition(".")[0]) >= 13
+"""Where more than twice as many pixels vanish down as across."""
+_LONGEST_COMB = 1 << 22
+"""Numbers in the comb that weights are read off: its area grows with the square of a picture's longer side."""
 
 
 def resize(
@@ -21,9 +25,10 @@ def resize(
     is resized to this width and height, equal to Pillow's resize and crop. Raises ValueError for a size of no pixel."""
     assert picture.mode in ("L", "RGB"), picture.mode
     kernels, (width, height), (left, top, right, bottom) = compiled_kernels(), picture.size, part
-    across, down = (_weights(*lengths, interpolation) for lengths in zip(picture.size, size, strict=True))
+    sides = zip(picture.size, size, strict=True)
+    across, down = (_weights(*lengths, interpolation) if kernels else None for lengths in sides)
     try:
-        pixels = pa.array(picture) if kernels and across and down else None
+        pixels = pa.array(picture) if across and down else None
     except ValueError:  # Pillow keeps more than 16 MB in several pieces
         pixels = None
     if kernels is None or across is None or down is None or pixels is None:
@@ -39,8 +44,7 @@ def resize(
         fours = kernels.resize_columns(kernels.in_fours(lines), *columns, 4)
         return fours.transpose(1, 0, 2).reshape(1, -1, right - left)[:, : len(lines)]
 
-    # From 13 on, Pillow resizes the rows first where more than twice as many pixels vanish down as across.
-    if int(PIL.__version__.split(".")[0]) >= 13 and height - size[1] > max(0, 2 * (width - size[0])):
+    if _ROWS_MAY_BE_FIRST and height - size[1] > max(0, 2 * (width - size[0])):
         return resize_columns(kernels.resize_rows(lines[None], *rows)[0])
     begin, end = int(rows[0][0]), int(rows[0][-1]) + rows[1].shape[1]
     return kernels.resize_rows(resize_columns(lines[begin:end]), rows[0] - begin, rows[1])
@@ -61,11 +65,11 @@ def compiled_kernels() -> ModuleType | None:
 def _weights(length: int, target: int, interpolation: str) -> tuple[NDArray[np.int64], NDArray[np.int32]] | None:
     """Return for each pixel of the target the first source pixel, int64 (n,), and weights from there on, int32 (n, an
     even number): Pillow's own, of 22 bits, read off a comb that it resizes in mode `I`: sums round alike.
-    None where the length is below that number."""
+    None where the length is below that number, or the comb would be large."""
     scale = length / max(target, 1)
     support = (2 if interpolation == "bicubic" else 1) * max(scale, 1.0)
     taps = ceil(support) * 2
-    if taps > length:
+    if taps > length or taps * length > _LONGEST_COMB:
         return None
     teeth = np.tile(np.eye(taps, dtype=np.int32) << 22, -(-length // taps))[:, :length]
     weights = np.asarray(Image.fromarray(teeth).resize((target, taps), FILTERS[interpolation]))

@@ -88,7 +88,8 @@ def _plan(spec: TeacherSpec) -> Plan:
     config = make_config(spec, content | ({"model_type": "vit"} if kind == "vit_mae" else {}))
     model_class = transformers.MODEL_MAPPING[type(config)]
     pooler = "add_pooling_layer" in inspect.signature(model_class).parameters
-    pooling = _pooling(spec, kind, owns=pooler or kind in _POOLED)
+    # A ViT may have learned its pooler; a masked autoencoder's files never hold one.
+    pooling = _pooling(spec, kind, owns=kind in _POOLED or (pooler and kind != "vit_mae"))
     text = config.text_config if kind in _DUAL else config
     dim = config.projection_dim if kind == "clip" else getattr(text, "projection_size", None) or text.hidden_size
     if kind in _DUAL:
