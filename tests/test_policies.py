@@ -154,7 +154,8 @@ def test_each_caption_and_image_is_known_to_the_teacher_at_home_and_rows_are_no_
     policy = make_policy(config, 0, teachers, rows, groups, torch.device("cpu"))
     scores = policy.scores(batch)
     found = policy.knowledge(batch, scores)
-    assert scores is not None and found is not None
+    assert scores is not None
+    assert found is not None
     assert torch.equal(scores.argmax(1), (class_of >= 4).long())
     shares = found.exp()
     assert shares.sum(1).flatten().tolist() == pytest.approx([1.0] * 80)
