@@ -169,7 +169,7 @@ def busy_rows(table: Path, side: int, number: int, images: int, threads: Threads
 
 def host_rows(folder: Path) -> list[Row]:
     """Real passes of a process with one thread of PyTorch, and with the other cores for decoding; and memory."""
-    rows, number, layers = 64, 2, 4
+    rows, number, layers = 64, 1, 4
     place = write_teacher(folder / "teacher", 0, layers)
     specs = [TeacherSpec(slug=f"t{index}", source=f"local-dir:{place}") for index in range(number)]
     teachers = {spec.slug: load_teacher(spec, describe_teacher(spec), torch.device("cpu")) for spec in specs}
@@ -287,7 +287,7 @@ def measure(full: bool) -> list[Row]:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for side, images in ((500, 4096 if full else 2048), (1000, 2048 if full else 1024)):
+        for side, images in ((500, 4096 if full else 2048), (1000, 2048 if full else 768)):
             table = write_corpus(folder / f"{side}", images, side)
             shards_of(images)
             extraction(table, folder / f"warm{side}", [Free(number) for number in range(9)], SimulatedDevice(), threads)
