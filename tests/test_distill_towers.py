@@ -259,8 +259,10 @@ def test_convolutional_towers_give_the_same_features_and_gradients_in_their_layo
     found = towers.encode_images(images)
     assert torch.allclose(found, expected, atol=1e-5)
     found.square().sum().backward()
+    # Of a key's bias the gradient is 0 but for rounding: hence the largest of all as the measure.
+    largest = max(gradient.abs().max() for gradient in gradients.values())
     for name, part in clip.visual.named_parameters():
-        assert torch.allclose(part.grad, gradients[name], rtol=1e-3, atol=1e-4 * gradients[name].abs().max()), name
+        assert torch.allclose(part.grad, gradients[name], rtol=1e-3, atol=1e-5 * largest), name
     assert not towers_of({}).channels_last
 
 
