@@ -58,7 +58,7 @@ from mmkd.store.writer import add_teacher
 from mmkd.tests.simulated_device import SimulatedDevice
 
 DIM, WINDOW, SHARDS = 512, 32, 2
-LARGE, MOST_MB = 8192, 2000  # pairs of a batch, and memory that its losses may take
+LARGE, MOST_MB = 8192, 2500  # pairs of a batch, and memory that its losses may take
 # The four geometries of the nine, in the order in which one, three and nine teachers have them.
 GEOMETRIES = (
     {"resize_mode": "shortest", "image_size": (224, 224)},
