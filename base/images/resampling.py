@@ -33,7 +33,7 @@ class Canvas:
         if self.size == given.size:
             return given
         square = Image.new(self.mode, self.size, (self._fill,) * len(self.mode))
-        square.paste(given, tuple((whole - part) // 2 for whole, part in zip(self.size, given.size, strict=True)))
+        square.paste(given, ((self.size[0] - given.width) // 2, (self.size[1] - given.height) // 2))
         return square
 
     @cached_property
