@@ -15,9 +15,9 @@ from mmkd.extract.index import check_same_corpus, create_indexed_store, list_cor
 from mmkd.extract.limited_corpus import LimitedCorpus
 from mmkd.extract.plan import ShardTask, plan_tasks
 from mmkd.extract.report import ShardReport
-from mmkd.extract.run import folder_beside
+from mmkd.extract.run import folder_beside, refuse_other_shards, shard_rows
 from mmkd.store import FeatureStore, TeacherCard
-from mmkd.store.layout import SHARDS_PER_PACK, rows_per_shard, shard_count, teacher_group
+from mmkd.store.layout import shard_count, shards_per_pack, teacher_group
 from mmkd.store.stored_array import index_bytes
 from mmkd.store.writer import add_teacher
 
@@ -55,13 +55,14 @@ def estimate(config: ExtractConfig, say: Callable[[str], None] = print) -> Estim
     if (config.store / "zarr.json").is_file():
         store = FeatureStore.open(config.store)
         check_same_corpus(corpus, store)
+        refuse_other_shards(config, store.record)
         overview = read_overview(config.store)
         rows, per_shard, ledger = len(store), store.record.rows_per_shard, store.ledger
         per_pack = store.record.shards_per_pack
     else:
         overview = list_corpus(corpus)
-        rows, per_shard, ledger = overview.rows, rows_per_shard(overview.rows), {}
-        per_pack = SHARDS_PER_PACK
+        rows, per_shard, ledger = overview.rows, shard_rows(config, overview.rows), {}
+        per_pack = shards_per_pack(rows, per_shard)
     for line in overview.lines() if overview else ():
         say(line)
     shards = shard_count(rows, per_shard)

@@ -57,12 +57,14 @@ class _Earlier(NamedTuple):
     """Grid row where the next corpus begins."""
 
 
-def create_indexed_store(corpus: Corpus, root: StorePath) -> Store:
+def create_indexed_store(corpus: Corpus, root: StorePath, per_shard: Callable[[int], int] | None = None) -> Store:
     """List the corpus and lay an empty store over it. A key that occurs again is kept as a failed row that names the
-    first one. Raises CorpusError for a corpus without rows, or that cannot be read; StoreError if it cannot write."""
+    first one. `per_shard`: rows of a shard by those of the corpus. Raises CorpusError for a corpus without rows, or
+    that cannot be read; as `create_store` otherwise."""
     parts = corpus.parts()
     with _index(corpus, parts) as (index, overview):
-        created = create_store(root, _corpus_record(corpus, parts, len(index)), index)
+        record = _corpus_record(corpus, parts, len(index))
+        created = create_store(root, record, index, per_shard and per_shard(record.rows))
     write_parts(root, corpus.settings(), parts, overview)
     return created
 

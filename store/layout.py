@@ -13,7 +13,7 @@ MIN_ROWS_PER_SHARD = 256
 MAX_SHARDS = 1 << 20
 """Maximum shards of a store: 17 billion rows at the usual size. More is an attack or an accident."""
 SHARDS_PER_PACK = 32
-"""Half a million rows at the usual size: packs of half a gigabyte for 512 float16 values."""
+"""Of large shards, or few: half a million rows at most, half a gigabyte for 512 float16 values."""
 MAX_SHARDS_PER_PACK = 4096
 FOLDED_SHARDS = 1000
 """Shards whose ledger entries are folded into one file."""
@@ -43,10 +43,24 @@ PAIR_SOUND = IMAGE_SOUND | TEXT_SOUND
 _SLUG = re.compile(r"[a-z0-9][a-z0-9_.+-]{0,63}")
 
 
-def rows_per_shard(rows: int) -> int:
-    """Return a power of two from 256 to 16384 that gives about eight shards to `rows` rows."""
+def rows_per_shard(rows: int, workers: int = 1) -> int:
+    """Return a power of two from 256 to 16384: the largest that gives `rows` rows about eight shards, and each of
+    `workers` at least four of equal length with a tenth of their time idle at most. Smaller shards end where the format
+    could hold only eight times as many."""
     power = 1 << max(0, (math.ceil(rows / 8) - 1).bit_length())
-    return min(MAX_ROWS_PER_SHARD, max(MIN_ROWS_PER_SHARD, power))
+    chosen = min(MAX_ROWS_PER_SHARD, max(MIN_ROWS_PER_SHARD, power))
+    while chosen > MIN_ROWS_PER_SHARD and (shards := shard_count(rows, chosen)) < MAX_SHARDS // 16:
+        rounds = -(-shards // workers)
+        if shards >= 4 * workers and 10 * rounds * workers <= 11 * shards:
+            break
+        chosen //= 2
+    return chosen
+
+
+def shards_per_pack(rows: int, per_shard: int) -> int:
+    """Return a power of two: as many rows in a pack for small shards as for large ones, unless there are fewer."""
+    whole = SHARDS_PER_PACK * MAX_ROWS_PER_SHARD // per_shard
+    return min(whole, max(SHARDS_PER_PACK, 1 << (shard_count(rows, per_shard) - 1).bit_length()))
 
 
 def shard_count(rows: int, per_shard: int) -> int:

@@ -21,12 +21,13 @@ from mmkd.store.encoding import VALID, ArraySpec, CosineError, cosine_error, dec
 from mmkd.store.hierarchy import array_document, encode_document, group_document, is_there, write_document
 from mmkd.store.layout import (
     FORMAT_VERSION,
-    SHARDS_PER_PACK,
+    MAX_SHARDS,
     SOUND_BIT,
     Tower,
     rows_per_shard,
     sample_part,
     shard_count,
+    shards_per_pack,
     teacher_group,
 )
 from mmkd.store.ledger import (
@@ -54,13 +55,22 @@ class ShardFeatures:
 
 
 def create_store(
-    root: StorePath, corpus: CorpusRecord, index: pa.Table, shards_per_pack: int = SHARDS_PER_PACK
+    root: StorePath,
+    corpus: CorpusRecord,
+    index: pa.Table,
+    per_shard: int | None = None,
+    per_pack: int | None = None,
 ) -> Store:
-    """Create a store for an indexed corpus. `index`: one row per input in grid order, columns of `sample_schema`.
-    `shards_per_pack`: a power of two. Raises StoreError if `root` cannot be written, or holds anything but an
-    interrupted `create_store`."""
+    """Create a store for an indexed corpus. `index`: one row per input in grid order, columns of `sample_schema`. Rows
+    in a shard, shards in a pack: powers of two; chosen by the rows when not given. Raises StoreError if `root` cannot
+    be written, or holds anything but an interrupted `create_store`; UserError for more shards than a store may have."""
     refuse_strangers(root)
-    per_shard = rows_per_shard(corpus.rows)
+    per_shard = per_shard or rows_per_shard(corpus.rows)
+    if shard_count(corpus.rows, per_shard) > MAX_SHARDS:
+        raise UserError(
+            f"{corpus.rows:,} rows are more than {MAX_SHARDS:,} shards of {per_shard:,}, which a store may have; use "
+            "larger shards, or a store for each part of the corpus"
+        )
     schema = sample_schema(corpus.labels)
     for shard in range(shard_count(corpus.rows, per_shard)):
         write_part(root, shard, index.slice(shard * per_shard, per_shard).cast(schema).combine_chunks())
@@ -68,7 +78,7 @@ def create_store(
         format=FORMAT_VERSION,
         rows=corpus.rows,
         rows_per_shard=per_shard,
-        shards_per_pack=shards_per_pack,
+        shards_per_pack=per_pack or shards_per_pack(corpus.rows, per_shard),
         corpus=corpus,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={name: importlib.metadata.version(name) for name in ("mmkd", "zarr", "numpy", "pyarrow")},
