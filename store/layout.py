@@ -23,8 +23,8 @@ MAX_DIM = 1 << 14
 Encoding = Literal["float16", "float32", "int8"]
 ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
 """How features lie in arrays; see `mmkd.store.encoding`."""
-CODECS = ("zstd", "blosc", "gzip")
-"""Compression of an archive. zstd: level 19. blosc: zstd of bit-shuffled values, level 9. gzip: level 9. CRC32C comes
+CODECS = ("blosc", "zstd", "gzip")
+"""Compression of an archive. blosc: zstd of byte-shuffled values, level 5. zstd: level 19. gzip: level 9. CRC32C comes
 last in each."""
 
 Tower = Literal["image", "text"]

@@ -17,7 +17,7 @@ from mmkd.base.lock import LOCK_FILE, only_writer
 from mmkd.base.places.remote import StorePath
 from mmkd.store.card import TeacherCard, read_card, read_cards
 from mmkd.store.chunk import encode_chunk, pad_rows
-from mmkd.store.encoding import VALID, ArraySpec, CosineError, cosine_error, decode_rows, encode_rows
+from mmkd.store.encoding import VALID, ArraySpec, CosineError, all_errors, cosine_error, decode_rows, encode_rows
 from mmkd.store.hierarchy import array_document, encode_document, group_document, is_there, write_document
 from mmkd.store.layout import (
     FORMAT_VERSION,
@@ -229,12 +229,7 @@ def note_encoding_error(store: Store, slug: str) -> None:
         return
     measured = {}
     for tower in card.towers:
-        found = ((getattr(entry, f"{tower}_error"), entry.sound_rows(tower)) for entry in entries)
-        errors = [(error, rows) for error, rows in found if error is not None]
-        rows = sum(count for _, count in errors)
-        mean = sum(error.mean * count for error, count in errors) / max(rows, 1)
-        worst = max((error.worst for error, _ in errors), default=0.0)
-        measured[tower] = CosineError(mean=float(f"{mean:.2e}"), worst=worst)
+        measured[tower] = all_errors((getattr(entry, f"{tower}_error"), entry.sound_rows(tower)) for entry in entries)
     if card.encoding_error != measured:
         noted = card.model_copy(update={"encoding_error": measured})
         write_document(store.root / teacher_group(slug) / "zarr.json", group_document(noted.model_dump(mode="json")))
