@@ -35,9 +35,8 @@ from mmkd.extract.corpora.row import (
 )
 from mmkd.extract.corpus_parts import only_written_again, what_changed, write_parts
 from mmkd.extract.report import Overview
-from mmkd.store.layout import sample_part
 from mmkd.store.record import CorpusRecord, CorpusSpan, Store, StoreRecord, read_record
-from mmkd.store.samples import FIXED_COLUMNS, read_part, sample_schema, with_labels, write_part
+from mmkd.store.samples import FIXED_COLUMNS, PartFiles, read_part, sample_schema, with_labels, write_part
 from mmkd.store.writer import append_rows, create_store, finish_append, first_new_row
 
 _BATCH = 8192
@@ -118,7 +117,8 @@ def restore_parts(corpus: Corpus, store: Store) -> int:
     """List the corpus again for sample parts that are missing (`mmkd store verify --repair` drops damaged ones);
     return how many were written, with pending rows. Raises as `check_same_corpus`; StoreError if it cannot write."""
     span = check_same_corpus(corpus, store)
-    if missing := [shard for shard in span.shards if not (store.root / sample_part(shard)).is_file()]:
+    files = PartFiles(store.root)
+    if missing := [shard for shard in span.shards if shard not in files]:
         per_shard, first = store.record.rows_per_shard, span.rows.start
         schema = sample_schema(store.record.labels)
         with _index(corpus, corpus.parts(), _inputs_before(store, first)) as (index, _):
@@ -161,7 +161,8 @@ def _same_rows(corpus: Corpus, parts: Sequence[Part], store: Store) -> bool:
             return False
         # What the corpus decides; the other columns say what became of a row.
         columns = ["row", "key", "caption", "modality", "uri", "offset", "length", *corpus.labels]
-        for shard in (shard for shard in span.shards if (store.root / sample_part(shard)).is_file()):
+        files = PartFiles(store.root)
+        for shard in (shard for shard in span.shards if shard in files):
             rows, stored = store.record.shard_rows(shard), read_part(store.root, shard)[0].select(columns)
             if not index.slice(rows.start, len(rows)).select(columns).combine_chunks().equals(stored):
                 return False

@@ -17,6 +17,8 @@ SHARDS_PER_PACK = 32
 MAX_SHARDS_PER_PACK = 4096
 FOLDED_SHARDS = 1000
 """Shards whose ledger entries are folded into one file."""
+FOLDED_PARTS = 64
+"""Shards whose sample parts are folded into one file, once all of them are finished: a million rows at most."""
 MAX_DIM = 1 << 14
 """Width of a feature; a shard's chunk then stays below 1 GiB."""
 
@@ -84,6 +86,11 @@ def check_slug(slug: str, *, what: str = "teacher") -> str:
 
 def sample_part(shard: int) -> str:
     return f"samples/{shard:05d}.parquet"
+
+
+def folded_parts(shard: int) -> str:
+    """Return the file that holds the folded sample parts of a shard and its neighbors."""
+    return f"samples/folded/{shard // FOLDED_PARTS:05d}.parquet"
 
 
 def teacher_group(slug: str) -> str:

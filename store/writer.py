@@ -18,7 +18,7 @@ from mmkd.base.places.remote import StorePath
 from mmkd.store.card import TeacherCard, read_card, read_cards
 from mmkd.store.chunk import encode_chunk, pad_rows
 from mmkd.store.encoding import VALID, ArraySpec, CosineError, all_errors, cosine_error, decode_rows, encode_rows
-from mmkd.store.hierarchy import array_document, encode_document, group_document, is_there, write_document
+from mmkd.store.hierarchy import array_document, encode_document, group_document, write_document
 from mmkd.store.layout import (
     FORMAT_VERSION,
     MAX_SHARDS,
@@ -39,7 +39,7 @@ from mmkd.store.ledger import (
     write_entry,
 )
 from mmkd.store.record import CorpusRecord, Store, StoreRecord, read_record
-from mmkd.store.samples import encode_part, read_part, sample_schema, with_labels, write_part
+from mmkd.store.samples import PartFiles, encode_part, read_part, sample_schema, with_labels, write_part
 
 
 @dataclass(frozen=True)
@@ -131,9 +131,9 @@ def first_new_row(record: StoreRecord) -> int:
 def finish_append(store: Store) -> None:
     """Bring older sample parts and array documents to the record, as after an interrupted `append_rows`."""
     schema = sample_schema(store.record.labels)
-    unfolded = False
+    unfolded, files = False, PartFiles(store.root)
     for shard in range(store.shards):
-        if not is_there(store.root / sample_part(shard)):
+        if shard not in files:
             continue  # dropped by a repair: the next extraction lists it again
         table, _ = read_part(store.root, shard)
         if table.schema.equals(schema):

@@ -19,7 +19,7 @@ from mmkd.store.convert.losses import every_row, refuse_losses, store_losses
 from mmkd.store.encoding import CosineError, all_errors, cosine_error
 from mmkd.store.layout import TOWERS, sample_part, teacher_group
 from mmkd.store.reader import FeatureStore
-from mmkd.store.samples import in_rows, read_part
+from mmkd.store.samples import in_rows, part_bytes, read_part
 from mmkd.store.writer import iter_shards
 
 _FILE_BYTES = 1 << 28
@@ -170,4 +170,4 @@ def _rounded(values: NDArray[Any], keep_bits: int, errors: list[tuple[CosineErro
 def _copy_samples(store: FeatureStore, out: Path) -> None:
     for shard in range(store.shards):
         read_part(store.root, shard)
-        write_atomically(out / sample_part(shard), (store.root / sample_part(shard)).read_bytes())
+        write_atomically(out / sample_part(shard), part_bytes(store.root, shard))
