@@ -21,7 +21,7 @@ from mmkd.store.stored_array import StoredArray, encode_index
 
 @dataclass
 class FoldReport:
-    """Packs written, entries folded, and why packs could not be written."""
+    """Packs written, entries folded, and why packs or files of parts could not be written."""
 
     packs: int = 0
     entries: int = 0
@@ -29,9 +29,9 @@ class FoldReport:
 
 
 def fold(store: Store, progress: Callable[[int, int], None] = lambda done, every: None) -> FoldReport:
-    """Pack the chunks of all finished shards, then fold their entries. A chunk that is not what the ledger vouches for
-    stays as it is, with its whole pack. `progress` takes packs done, and all of them. The caller holds the store's
-    lock. Raises CorruptStoreError as `read_ledger`; StoreError if the store cannot be written."""
+    """Pack the chunks of all finished shards, then fold their sample parts and entries. What the ledger does not vouch
+    for stays as it is, with its whole pack or all 64 parts. `progress` takes packs done, and all of them. The caller
+    holds the store's lock. Raises CorruptStoreError as `read_ledger`; StoreError if the store cannot be written."""
     report, ledger = FoldReport(), read_ledger(store.root)
     work: list[tuple[StoredArray, int, Mapping[int, str]]] = []
     for slug, card in read_cards(store.root).items():

@@ -7,6 +7,7 @@ those of apache/parquet-format, src/main/thrift/parquet.thrift. pyarrow reads it
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -159,6 +160,8 @@ def read_folded_parts(path: StorePath) -> FoldedParts:
     """Read the footer. Raises CorruptStoreError if it is no footer of a folded file; FileNotFoundError."""
     try:
         size = path.stat().st_size
+        if isinstance(path, Path) and not path.is_file():
+            raise ValueError("it is a folder, device, pipe or socket")  # a pipe would block
         end = read_range(path, max(0, size - _FOOTER_BYTES), _FOOTER_BYTES)
         if (length := int.from_bytes(end[-8:-4], "little") + 8) > len(end):
             end = read_range(path, max(0, size - length), length)

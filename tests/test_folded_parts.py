@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from pathlib import Path
 
@@ -175,6 +176,19 @@ def test_a_damaged_part_costs_its_own_shard(store: Store) -> None:
     assert len(names(store.root)) == SHARDS - 1
     with pytest.raises(CorruptStoreError, match=r"samples/00007\.parquet is missing"):
         FeatureStore.open(store.root).sample_table()
+
+
+@pytest.mark.parametrize("how", ["folder", "pipe"])
+def test_what_is_no_file_is_named_at_once(tmp_path: Path, how: str) -> None:
+    corpus = CorpusRecord(kind="test", location="here", root="/nowhere", rows=3, labels=("site",), digest="d")
+    create_store(tmp_path / "s", corpus, make_index(3))
+    (tmp_path / "s/samples/folded").mkdir()
+    (os.mkfifo if how == "pipe" else os.mkdir)(tmp_path / "s" / FILE)
+    with pytest.raises(
+        CorruptStoreError, match=r"folded/00000\.parquet is no file of folded sample parts: it is a folder"
+    ):
+        FeatureStore.open(tmp_path / "s").sample_table()
+    assert any(FILE in problem for problem in verify(tmp_path / "s").problems)
 
 
 def test_a_cut_file_is_named(store: Store) -> None:
