@@ -16,7 +16,7 @@ from mmkd.base.errors import ConfigError, TeacherError, UserError
 from mmkd.base.install import install_command
 from mmkd.base.places.remote import StorePath
 from mmkd.base.text import counted, number, table_lines
-from mmkd.cli.params import JSON, SEED, STORE_PATH, TEACHERS, Names, echo
+from mmkd.cli.params import ANY_PATH, JSON, SEED, STORE_PATH, TEACHERS, Names, echo
 from mmkd.store import FeatureStore
 from mmkd.store.inspect import neighbors as search
 from mmkd.store.inspect.rows import find_row, find_shard
@@ -66,12 +66,10 @@ def show(path: StorePath, what: str, image: bool, teachers: Names, seed: int, as
 @STORE_PATH
 @click.argument("key", metavar="[KEY|ROW]", required=False)
 @click.option("--text", help="Words to search for, encoded by the teacher.")
-@click.option("--image", type=click.Path(path_type=Path), help="Picture to search for, encoded by the teacher.")
+@click.option("--image", type=ANY_PATH, help="Picture to search for, encoded by the teacher.")
 @click.option("--teacher", required=True, help="Name in the store; NAME=local-dir:/path if its weights are elsewhere.")
-@click.option(
-    "--among", type=click.Choice(["image", "text"]), default="image", show_default=True, help="Features to search."
-)
-@click.option("--top", default=10, show_default=True, help="Number of rows to list.")
+@click.option("--among", type=click.Choice(["image", "text"]), default="image", help="Features to search.")
+@click.option("--top", default=10, help="Number of rows to list.")
 @JSON
 def neighbors(
     path: StorePath,
