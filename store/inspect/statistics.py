@@ -53,6 +53,11 @@ class StoreStatistics:
         """Description of the rows."""
         return "every row" if self.sampled == self.rows else f"{self.sampled:,} of {self.rows:,} rows, seed {self.seed}"
 
+    @property
+    def repeated(self) -> str:
+        """Count of repeats."""
+        return f"whole store: {self.repeated_images:,} repeated images, {self.repeated_captions:,} repeated captions"
+
     def as_json(self) -> dict[str, Any]:
         """Return everything as plain values: NaN becomes None, matrices lists of lists."""
         return dict(plain_values(asdict(self)))
