@@ -23,8 +23,7 @@ def events(y: Labels, score: Floats) -> tuple[Floats, NDArray[np.bool_]]:
 
 
 def lower_edges(probability: Floats, bins: int, equal_mass: bool) -> Floats:
-    """Return the lower edges of bins, float64 (at most bins,): of equal width, or at quantiles, where equal values
-    share a bin."""
+    """Return lower edges of bins, float64 (at most bins,): of equal width, or at quantiles (equal values share one)."""
     edges = np.linspace(0, 1, bins + 1)[:-1]
     return np.unique(np.quantile(probability, edges)) if equal_mass and len(probability) else edges
 
@@ -68,8 +67,7 @@ def brier_parts(y: Labels, score: Floats, weights: Floats, bins: int) -> tuple[F
 
 
 def scaled(score: Floats, temperature: float) -> Floats:
-    """Return probabilities, float64 (n, C), whose logits are divided by a temperature (Guo et al. 2017, section
-    4.2)."""
+    """Return probabilities, float64 (n, C), of logits divided by a temperature (Guo et al. 2017, section 4.2)."""
     return np.asarray(softmax(np.log(np.maximum(score, SMALLEST)) / temperature, axis=1))
 
 

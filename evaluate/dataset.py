@@ -30,8 +30,7 @@ def value_name(value: object) -> str:
 
 
 def value_counts(values: Iterable[object], most: int = 8) -> str:
-    """Return values (or a counter of them) with their counts, the most frequent first: `'dead' 8, blank 3, and 2
-    more`."""
+    """Return values (or a counter of them) with their counts, most frequent first: `'dead' 8, blank 3, and 2 more`."""
     counts = Counter(values).most_common()
     shown = [f"{value_name(value)} {count}" for value, count in counts[:most]]
     return ", ".join(shown + ([f"and {len(counts) - most} more"] if len(counts) > most else []))
@@ -105,8 +104,7 @@ class Samples:
 class DatasetRows:
     """A data set with its splits found in the store. texts: by name rows that the description asks for beside them:
     `prompt`, `negative prompt` (of the absence of classes), and those of its sections. classes: names by class index;
-    empty without a label column. values: of every column that a filter reads, all values in the store with their
-    counts."""
+    empty without a label column. values: by column that a filter reads, counts of all values in the store."""
 
     spec: DatasetSpec
     store: FeatureStore

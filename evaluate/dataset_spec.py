@@ -153,8 +153,7 @@ class SeveralLabels(Frozen):
     positive: Texts = ("1", "true", "True")
     negative: Texts = ("0", "false", "False")
     unknown: Texts = ("-1", "")
-    """Values of a class' own column that mean presence, absence, or that the sample does not count for the class. A
-    value in none of the lists is an error."""
+    """Values of a class' own column: presence, absence, or that the sample does not count. Any other is an error."""
 
     @property
     def meanings(self) -> dict[str | None, int]:

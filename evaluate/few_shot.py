@@ -60,8 +60,7 @@ class FewShot(Task[FewShotSettings]):
         return tuple(Variant(head=head) for head in self.own(spec).heads)
 
     def standard_scoring(self, spec: DatasetSpec) -> Scoring:
-        """Mean over draws of the accuracy and of the balanced accuracy, both means over samples, at each number of
-        shots."""
+        """Mean over draws of accuracy and balanced accuracy, both means over samples, at each number of shots."""
         own = self.own(spec)
         metrics = {f"bacc@{k}": Metric(partial(_recall, shots=k)) for k in own.shots}
         metrics |= {f"acc@{k}": Metric(partial(_accuracy, shots=k)) for k in own.shots}

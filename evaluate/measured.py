@@ -29,8 +29,7 @@ from mmkd.evaluate.splits import mean_over_folds
 from mmkd.evaluate.statistics import FEWEST_GROUPS
 
 Answers = Literal["", "classes", "labels", "survival"]
-"""What a task predicts: probabilities of classes or of each of several labels, survival, or what only subgroups
-suit."""
+"""What a task predicts: probabilities of classes or of several labels, survival, or what only subgroups suit."""
 
 
 def with_measures(scoring: Scoring, spec: DatasetSpec, answers: Answers, *, validated: bool) -> Scoring:
@@ -91,8 +90,7 @@ def calibrated(found: Predictions) -> Floats:
 
 
 def positive_score(found: Predictions, positive: tuple[str, ...]) -> tuple[NDArray[np.bool_], Floats]:
-    """Return whether each sample is of a positive class, bool (n,), and the probability of these classes, float64
-    (n,)."""
+    """Return whether samples are of a positive class, bool (n,), and the probability of these, float64 (n,)."""
     columns = [found.columns.index(name) for name in positive]
     return np.isin(found.labels(), columns), found.score[:, columns].sum(axis=1)
 

@@ -1,5 +1,4 @@
-"""Settings of the measures that a suite asks for beside the metrics of its tasks: `measures` of a suite or a data
-set."""
+"""Settings of the measures that a suite, or a data set, asks for beside the metrics of its tasks: `measures`."""
 
 from __future__ import annotations
 

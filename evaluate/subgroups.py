@@ -1,5 +1,4 @@
-"""Subgroups of a data set (sex, site, scanner, age) by one metric: their values, and how far each lies from the
-rest."""
+"""Subgroups of a data set (sex, site, scanner, age) by one metric: values, and how far each lies from the rest."""
 
 import json
 import math

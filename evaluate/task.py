@@ -138,8 +138,7 @@ class Task(ABC, Generic[Own]):
 
     @abstractmethod
     def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
-        """Answer every test sample. Raises MmkdError, ValueError if the unit cannot be run; the message is the
-        reason."""
+        """Answer every test sample. Raises MmkdError, ValueError with the reason if the unit cannot be run."""
 
 
 def without_features(there: int, rows: int, what: str) -> list[str]:

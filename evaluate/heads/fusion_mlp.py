@@ -15,8 +15,7 @@ from mmkd.evaluate.heads.torch_training import reproducible, train_until_worse
 
 @dataclass(frozen=True)
 class Questions:
-    """Questions about images. image, text: float32 (n, D), unit length. answer: int64 (n,), -1 outside the
-    vocabulary."""
+    """Questions about images. image, text: float32 (n, D), unit length. answer: int64 (n,), -1 for an unknown one."""
 
     image: NDArray[np.float32]
     text: NDArray[np.float32]

@@ -14,8 +14,7 @@ from mmkd.evaluate.heads.settings import Trained, TrainingBudget
 
 @contextmanager
 def reproducible(seed: int) -> Iterator[None]:
-    """Use one thread and a seeded generator inside the block; restore both afterwards. Sums over several threads depend
-    on their number."""
+    """Use one thread (sums depend on their number) and a seeded generator inside the block; restore both afterwards."""
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
