@@ -14,11 +14,11 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
+from mmkd.base.arrays import Floats, Ints, Objects
 from mmkd.evaluate.dataset import DatasetRows, Samples
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.measured import Answers
-from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions, Validation
 from mmkd.evaluate.scoring import STANDARD, Scoring
 from mmkd.evaluate.splits import draw_share, group_leaks, hold_out, probe_splits
@@ -59,7 +59,7 @@ class LinearProbeSettings(TaskSettings):
             raise ValueError(f"fractions must be within (0, 1], got {wrong or 'none'}")
         return self
 
-    def grid(self) -> NDArray[np.float64]:
+    def grid(self) -> Floats:
         """Values of C to try, ascending, float64 (c_steps,)."""
         return np.logspace(np.log10(self.c_low), np.log10(self.c_high), self.c_steps)
 
@@ -69,8 +69,8 @@ class Labeled:
     """Features with labels. x: float64 (n, D); y: int64 (n,), or (n, L) with several labels; group: str (n,)."""
 
     x: Floats
-    y: NDArray[np.int64]
-    group: NDArray[np.object_]
+    y: Ints
+    group: Objects
 
     def take(self, chosen: NDArray[Any]) -> Labeled:
         """Return rows by mask or position."""

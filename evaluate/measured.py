@@ -6,8 +6,8 @@ from functools import partial
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mmkd.base.arrays import Bools
 from mmkd.base.errors import UserError
 from mmkd.evaluate import calibration
 from mmkd.evaluate.dataset_spec import DatasetSpec
@@ -89,7 +89,7 @@ def calibrated(found: Predictions) -> Floats:
     return calibration.scaled(probabilities(found), found.validation.temperature)
 
 
-def positive_score(found: Predictions, positive: tuple[str, ...]) -> tuple[NDArray[np.bool_], Floats]:
+def positive_score(found: Predictions, positive: tuple[str, ...]) -> tuple[Bools, Floats]:
     """Return whether samples are of a positive class, bool (n,), and the probability of these, float64 (n,)."""
     columns = [found.columns.index(name) for name in positive]
     return np.isin(found.labels(), columns), found.score[:, columns].sum(axis=1)
@@ -129,7 +129,7 @@ def _conformal(share: float) -> dict[str, Metric]:
     }
 
 
-def conformal_sets(found: Predictions, coverage: float) -> NDArray[np.bool_]:
+def conformal_sets(found: Predictions, coverage: float) -> Bools:
     """Return which classes are in the set of each sample, bool (n, C)."""
     assert found.validation is not None, "the description is checked for validation rows"
     return probabilities(found) >= found.validation.threshold(coverage)
@@ -162,7 +162,7 @@ def _operating(asked: Operating) -> dict[str, Metric]:
 
 
 def _survival(times: tuple[float, ...]) -> dict[str, Metric]:
-    def columns(found: Predictions) -> tuple[Floats, NDArray[np.bool_]]:
+    def columns(found: Predictions) -> tuple[Floats, Bools]:
         return found.column("time"), found.column("event") > 0
 
     def area(found: Predictions, weights: Floats, at: float) -> Floats:

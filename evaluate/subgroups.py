@@ -99,13 +99,7 @@ def subgroup_table(folder: ResultFolder, question: Question, column: str, models
 
 
 def _of_model(
-    folder: ResultFolder,
-    question: Question,
-    spec: DatasetSpec,
-    *,
-    column: str,
-    model: str,
-    answers: list[Predictions],
+    folder: ResultFolder, question: Question, spec: DatasetSpec, *, column: str, model: str, answers: list[Predictions]
 ) -> list[Subgroup]:
     level = folder.plan.suite.bootstrap.level
     there, cuts = set(answers[0].subgroups[column].tolist()) - {""}, spec.measures.subgroups[column]

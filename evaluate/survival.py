@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from mmkd.base.arrays import Bools, Floats
 from mmkd.base.errors import UserError
 from mmkd.evaluate.dataset import DatasetRows
 from mmkd.evaluate.dataset_spec import DatasetSpec, RowFilter, Section, check_sides
@@ -19,7 +19,7 @@ from mmkd.evaluate.features import BagFeatures, Bags, Features, make_bags
 from mmkd.evaluate.heads.coxnet import Cohort, CoxnetSettings, fit_coxnet
 from mmkd.evaluate.heads.settings import MilSettings, Trained, budget_warnings
 from mmkd.evaluate.measured import alive_at
-from mmkd.evaluate.metrics import Floats, concordance
+from mmkd.evaluate.metrics import concordance
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.scoring import Metric, Scoring
 from mmkd.evaluate.splits import Round, answers, folded_resamples, folds_of, mean_over_folds, rounds
@@ -152,7 +152,7 @@ class Survival(Task[SurvivalSettings]):
         return answers_of_bags(bags, score, there, (*COLUMNS, *map(alive_at, times)), info=info, fold=fold)
 
 
-def follow_up(bags: Bags) -> tuple[Floats, NDArray[np.bool_]]:
+def follow_up(bags: Bags) -> tuple[Floats, Bools]:
     """Return time float64 (n,) and event bool (n,) of every bag. Raises UserError for a time that is not positive, rows
     of a bag that differ, event values that the description does not name, or no event at all."""
     columns = bags.data.spec.section(SurvivalColumns)
@@ -214,9 +214,7 @@ def _network(
     return risk_of_hazards(outputs), interpolated(outputs, knots, times), trained
 
 
-def breslow(
-    seen: Floats, time: Floats, event: NDArray[np.bool_], log_hazard: Floats, times: tuple[float, ...]
-) -> Floats:
+def breslow(seen: Floats, time: Floats, event: Bools, log_hazard: Floats, times: tuple[float, ...]) -> Floats:
     """Return chances of survival, float64 (m, T), at `times` for subjects with these log-hazards (m,), with the
     baseline of subjects `seen` in training, float64 (n,): Breslow 1972."""
     highest = seen.max()

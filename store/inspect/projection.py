@@ -6,8 +6,8 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from mmkd.base.arrays import Ints, Singles
 from mmkd.base.errors import UserError
 from mmkd.base.install import install_command
 from mmkd.store.inspect.rows import sample_rows
@@ -26,15 +26,15 @@ class Projection:
     slug: str
     tower: Tower
     method: Method
-    rows: NDArray[np.int64]
-    points: NDArray[np.float32]
+    rows: Ints
+    points: Singles
     """(n, 2); `rows` (n,): those of the sample that have a sound feature."""
     explained: float | None
     """Share of the variance that the two axes hold; None for UMAP, whose axes mean nothing."""
 
 
 def project(
-    store: FeatureStore, slug: str, tower: Tower, rows: NDArray[np.int64], method: Method = "pca", seed: int = 0
+    store: FeatureStore, slug: str, tower: Tower, rows: Ints, method: Method = "pca", seed: int = 0
 ) -> Projection:
     """Project the sound unit features of `rows`, int64 (n,) ascending. `umap` keeps neighborhoods and depends on
     `seed`. Raises UserError for an unknown teacher, or if UMAP is not installed."""
@@ -48,7 +48,7 @@ def project(
     return Projection(slug, tower, "pca", rows, points, explained)
 
 
-def principal_axes(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
+def principal_axes(values: Singles) -> tuple[Singles, float]:
     """Return points (n, 2) on the principal axes of rows (n, D), and their share of the variance. The largest
     coordinate of an axis is made positive, so that pages can be compared."""
     if len(values) < 2:
@@ -62,7 +62,7 @@ def principal_axes(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], fl
     return (centered @ plane).astype(np.float32), float(sizes[-2:].sum()) / total if total > 0 else 1.0
 
 
-def _umap(values: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
+def _umap(values: Singles, seed: int) -> Singles:
     try:
         from umap import UMAP  # noqa: PLC0415 - takes seconds to load
     except ModuleNotFoundError as error:

@@ -4,10 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from mmkd.base.arrays import Ints
 from mmkd.base.text import plain_values
 from mmkd.store.inspect.agreement import Agreement, agreement
 from mmkd.store.inspect.pairs import PairStatistics, modalities, pair_statistics
@@ -17,7 +16,7 @@ from mmkd.store.inspect.towers import TowerStatistics, tower_statistics
 from mmkd.store.layout import TOWERS
 from mmkd.store.reader import FeatureStore
 
-STATISTICS: dict[str, Callable[[FeatureStore, tuple[str, ...], NDArray[np.int64]], StatisticTable]] = {
+STATISTICS: dict[str, Callable[[FeatureStore, tuple[str, ...], Ints], StatisticTable]] = {
     "labels": label_table,
 }
 """Further statistics by name: functions of the store, the teachers and the sampled rows, int64 (n,) ascending."""
