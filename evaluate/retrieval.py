@@ -152,9 +152,7 @@ def find_pairs(test: Samples, rule: str) -> Pairs:
     if len(whole) == 0:
         raise UserError("no test row has both an image and a caption")
     if rule != "pair" and any(digests[i] is None for i in whole):
-        raise UserError(
-            f"positives: {rule} tells images apart by their digest, which some test rows lack; use `positives: pair`"
-        )
+        raise UserError(f"positives: {rule} needs digests of images, which some test rows lack; use `positives: pair`")
     first_images, image_of_row = _distinct(test.ids if rule == "pair" else digests, whole)
     first_captions, caption_of_row = _distinct(texts if rule == "image+caption" else test.ids, whole)
     return Pairs(first_images, first_captions, image_of_row, caption_of_row)

@@ -140,9 +140,7 @@ def _published_sha256(path: Path) -> str:
     if (published := metadata.get(PUBLISHED_SHA256)) is None:
         return file_sha256(path)
     if file_sha256(path, skip=header) != metadata.get(PAYLOAD_SHA256):
-        raise TeacherError(
-            f"{path} was changed after `mmkd teachers convert` wrote it; convert the original file again"
-        )
+        raise TeacherError(f"{path} was changed after `mmkd teachers convert` wrote it; convert the original again")
     return published
 
 

@@ -66,9 +66,7 @@ def _umap(values: Singles, seed: int) -> Singles:
     try:
         from umap import UMAP  # noqa: PLC0415 - takes seconds to load
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"UMAP needs the package {error.name!r}: {install_command('umap')}, or use the default, PCA"
-        ) from error
+        raise UserError(f"UMAP needs the package {error.name!r}: {install_command('umap')}, or use PCA") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # from numba, and that a fixed seed costs threads: known and meant
         neighbors = min(15, len(values) - 1)
