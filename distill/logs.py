@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from mmkd.base.errors import UserError, cause
 from mmkd.base.files import write_atomically
-from mmkd.base.install import install_command
+from mmkd.base.install import import_extra
 from mmkd.distill.prepare import Run
 
 _SECONDS_A_LINE = 60.0
@@ -101,11 +101,7 @@ def open_boards(run: Run) -> Iterator[Board]:
 
 
 def _start_wandb(run: Run) -> Any:
-    try:
-        import wandb  # noqa: PLC0415 - an extra
-    except ModuleNotFoundError as error:
-        step = f"{install_command('wandb')}, or drop the key"
-        raise UserError(f"logging.wandb needs the package wandb; {step}") from error
+    wandb = import_extra("wandb", "wandb", "logging.wandb", ", or drop the key")
     # One random id per run folder: a resumed run continues its own curve, also after the folder was moved.
     out = run.config.out
     note = out / "wandb-id"

@@ -26,7 +26,7 @@ from mmkd.base.files import regular_target, write_atomically
 from mmkd.base.images.decoding import decode
 from mmkd.base.images.source import ImageError
 from mmkd.base.images.uri import image_source
-from mmkd.base.install import install_command
+from mmkd.base.install import import_extra
 from mmkd.base.process import usable_cores
 from mmkd.base.text import one_line
 from mmkd.evaluate.dataset import load_dataset
@@ -288,10 +288,7 @@ class ImageHashes:
     def __init__(self, file: Path, say: Callable[[str], None]) -> None:
         """Open or begin a file; `say` is told before many images are read. Raises UserError if the package imagehash is
         not installed; CorruptStoreError if the file is something else."""
-        try:
-            import imagehash  # noqa: F401, PLC0415 - an extra
-        except ImportError:
-            raise UserError(f"perceptual hashes need imagehash; run: {install_command('leakage')}") from None
+        import_extra("imagehash", "leakage", "a perceptual hash")
         self._file, self._say = file, say
         self._known = HASHES.empty_table()
         if regular_target(file).exists():  # reading a pipe would block

@@ -10,7 +10,7 @@ from pydantic import Field, JsonValue, PositiveFloat, PositiveInt, field_validat
 
 from mmkd.base.config import Frozen, read_mapping, validated
 from mmkd.base.errors import ConfigError, did_you_mean
-from mmkd.base.install import install_command
+from mmkd.base.install import import_extra
 
 DASK_PLACES = "the YAML files in $DASK_CONFIG or ~/.config/dask, or the variables DASK_..."
 
@@ -143,7 +143,7 @@ def load_cluster(scheduler: str, workers: int | None = None) -> ClusterConfig:
 
 
 def keywords_of(batch_system: str) -> set[str]:
-    """Return the keywords that the installed dask-jobqueue takes for `slurm`, `pbs` or `sge`. Raises ConfigError if
+    """Return the keywords that the installed dask-jobqueue takes for `slurm`, `pbs` or `sge`. Raises UserError if
     dask-jobqueue is not installed."""
     cluster_class = cluster_class_of(batch_system)
     kinds = [*cluster_class.__mro__, *cluster_class.job_cls.__mro__]
@@ -159,14 +159,9 @@ def keywords_of(batch_system: str) -> set[str]:
 
 
 def cluster_class_of(batch_system: str) -> Any:
-    """dask-jobqueue's class. Raises ConfigError if dask-jobqueue is not installed."""
-    try:
-        import dask_jobqueue  # noqa: PLC0415 (an extra)
-    except ImportError as error:
-        raise ConfigError(
-            f"--scheduler {batch_system} needs dask-jobqueue, which is not installed: {install_command('cluster')}"
-        ) from error
-    return getattr(dask_jobqueue, BATCH_SYSTEMS[batch_system])
+    """dask-jobqueue's class. Raises UserError if dask-jobqueue is not installed."""
+    jobqueue = import_extra("dask_jobqueue", "cluster", f"--scheduler {batch_system}")
+    return getattr(jobqueue, BATCH_SYSTEMS[batch_system])
 
 
 def leaves(settings: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

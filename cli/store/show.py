@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmkd.base.errors import ConfigError, TeacherError, UserError
-from mmkd.base.install import install_command
+from mmkd.base.install import import_extra
 from mmkd.base.places.remote import StorePath
 from mmkd.base.text import counted, number, table_lines
 from mmkd.cli.params import ANY_PATH, JSON, SEED, STORE_PATH, TEACHERS, Names, echo
@@ -186,17 +186,13 @@ def draw(image: Image.Image) -> None:
     output is not a terminal, or the package that draws is not installed."""
     if not sys.stdout.isatty():
         raise UserError("--image draws into a terminal, and standard output is not one; leave --image out")
-    try:
-        from rich.console import Console
-        from textual_image.renderable import Image as Drawing
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"--image needs the package {error.name!r}: {install_command('terminal')}, or leave --image out"
-        ) from error
+    drawing = import_extra("textual_image.renderable", "terminal", "--image", ", or leave --image out")
+    from rich.console import Console
+
     # An `auto` side follows from the other and the picture's shape: a wide picture is bound by the terminal's width.
     console = Console()
     columns = min(console.width, round(2 * HEIGHT_LINES * image.width / image.height))
-    console.print(Drawing(image.convert("RGB"), width=max(columns, 1), height="auto"))
+    console.print(drawing.Image(image.convert("RGB"), width=max(columns, 1), height="auto"))
 
 
 def _short(caption: str | None) -> str:

@@ -8,8 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmkd.base.arrays import Ints, Singles
-from mmkd.base.errors import UserError
-from mmkd.base.install import install_command
+from mmkd.base.install import import_extra
 from mmkd.store.inspect.rows import sample_rows
 from mmkd.store.inspect.sampling import draw_inputs, truly_sound, unit
 from mmkd.store.layout import SOUND_BIT, Tower
@@ -63,15 +62,12 @@ def principal_axes(values: Singles) -> tuple[Singles, float]:
 
 
 def _umap(values: Singles, seed: int) -> Singles:
-    try:
-        from umap import UMAP  # noqa: PLC0415 - takes seconds to load
-    except ModuleNotFoundError as error:
-        raise UserError(f"UMAP needs the package {error.name!r}: {install_command('umap')}, or use PCA") from error
+    umap = import_extra("umap", "umap", "UMAP", ", or use PCA")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # from numba, and that a fixed seed costs threads: known and meant
         neighbors = min(15, len(values) - 1)
         init = "spectral" if len(values) > 50 else "random"
-        fitted = UMAP(n_neighbors=neighbors, metric="cosine", random_state=seed, n_jobs=1, init=init)
+        fitted = umap.UMAP(n_neighbors=neighbors, metric="cosine", random_state=seed, n_jobs=1, init=init)
         return np.asarray(fitted.fit_transform(values))
 
 
