@@ -13,7 +13,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from mmkd.base.errors import UserError, cause
+from mmkd.base.errors import UserError, faults_as
 from mmkd.base.files import write_atomically
 from mmkd.base.install import import_extra
 from mmkd.distill.prepare import Run
@@ -107,7 +107,8 @@ def _start_wandb(run: Run) -> Any:
     note = out / "wandb-id"
     if not note.is_file():
         write_atomically(note, secrets.token_hex(4).encode())
-    try:
+    advice = "; run `wandb login`, set WANDB_MODE=offline, or drop the key"
+    with faults_as(UserError, wandb.Error, "logging.wandb failed", advice):
         return wandb.init(
             project=run.config.logging.wandb,
             name=out.name,
@@ -117,10 +118,6 @@ def _start_wandb(run: Run) -> Any:
             config=run.record.model_dump(mode="json"),
             settings=wandb.Settings(x_disable_meta=True),  # which has paths of this machine
         )
-    except wandb.Error as error:
-        raise UserError(
-            f"logging.wandb: {cause(error)}; run `wandb login`, set WANDB_MODE=offline, or drop the key"
-        ) from error
 
 
 class Clock:

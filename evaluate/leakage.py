@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mmkd.base.arrays import Bools, Ints, Objects, Singles
-from mmkd.base.errors import CorruptStoreError, TeacherMismatchError
+from mmkd.base.errors import CorruptStoreError, TeacherMismatchError, faults_as
 from mmkd.base.files import regular_target, write_atomically
 from mmkd.base.images.decoding import decode
 from mmkd.base.images.source import ImageError
@@ -292,10 +292,9 @@ class ImageHashes:
         self._file, self._say = file, say
         self._known = HASHES.empty_table()
         if regular_target(file).exists():  # reading a pipe would block
-            try:
+            fault, advice = f"{file} is no file of image hashes", "; name another, or delete it"
+            with faults_as(CorruptStoreError, (OSError, KeyError, pa.ArrowInvalid), fault, advice):
                 self._known = pq.read_table(file).select(HASHES.names).cast(HASHES)
-            except (OSError, KeyError, pa.ArrowInvalid) as error:
-                raise CorruptStoreError(f"{file} is no file of image hashes; name another, or delete it") from error
 
     def of_rows(self, store: FeatureStore, rows: Ints, sha: Objects) -> tuple[NDArray[np.uint64], Bools]:
         """Return hashes uint64 (n,) of the images of grid rows int64 (n,) with the digests `sha`, str (n,), and bool

@@ -7,14 +7,13 @@ from typing import Literal
 
 import numpy as np
 
-from mmkd.base.arrays import Bools
+from mmkd.base.arrays import Bools, Floats
 from mmkd.base.errors import UserError
 from mmkd.evaluate import calibration
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.measures import Operating
 from mmkd.evaluate.metrics import (
     Censoring,
-    Floats,
     dynamic_auroc,
     integrated_brier,
     mean_of_defined,

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmkd.base.arrays import Bools, Floats, Ints, Objects
-from mmkd.base.errors import CorruptStoreError
+from mmkd.base.errors import CorruptStoreError, faults_as
 from mmkd.evaluate.calibration import best_temperature
 
 _META = b"mmkd.evaluate"
@@ -139,11 +139,10 @@ def encode_predictions(predictions: Predictions) -> bytes:
 
 def read_predictions(path: Path) -> Predictions:
     """Read a file of `encode_predictions`. Raises CorruptStoreError if it is missing, or not such a file."""
-    try:
+    errors = (OSError, pa.ArrowInvalid, KeyError, ValueError)
+    with faults_as(CorruptStoreError, errors, f"predictions {path} cannot be read", "; run the suite again"):
         table = pq.read_table(path)
         meta = json.loads((table.schema.metadata or {})[_META])
-    except (OSError, pa.ArrowInvalid, KeyError, ValueError) as error:
-        raise CorruptStoreError(f"predictions {path} cannot be read: {error}; run the suite again") from error
     columns, held = tuple(meta["columns"]), meta["validation"]
     flat = table["score"].combine_chunks().values.to_numpy(zero_copy_only=False)
     return Predictions(

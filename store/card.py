@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, computed_field, model_validator
 
-from mmkd.base.errors import CorruptStoreError, UserError
+from mmkd.base.errors import CorruptStoreError, UserError, faults_as
 from mmkd.base.files import list_folder
 from mmkd.base.places.remote import StorePath
 from mmkd.store.encoding import VALID, ArraySpec, CosineError, tower_arrays
@@ -141,10 +141,8 @@ def read_card(root: StorePath, slug: str) -> TeacherCard | None:
         return None
     content = sealed_content(path, document)
     digest = content.pop("digest", None)
-    try:
+    with faults_as(CorruptStoreError, UserError, f"{path} is damaged"):  # of a slug that cannot be a folder
         card = parse_document(TeacherCard, content, path)
-    except UserError as error:  # of a slug that cannot be a folder
-        raise CorruptStoreError(f"{path}: {error}") from error
     if card.slug != slug:
         raise CorruptStoreError(f"{path} is the card of {card.slug!r}, expected {slug!r}; put the right file back")
     if card.digest != digest:

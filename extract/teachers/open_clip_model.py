@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, JsonValue, ValidationError
 from torch import nn
 
 from mmkd.base.config import merged
-from mmkd.base.errors import cause, did_you_mean
+from mmkd.base.errors import did_you_mean, faults_as
 from mmkd.extract.teachers.hugging_face import forward_settings, text_config
 from mmkd.extract.teachers.loaders import FileLoader, Plan, read_options
 from mmkd.extract.teachers.source import read_json, source_of, tokenizer_folder, weight_files
@@ -199,10 +199,9 @@ def _build(plan: Plan) -> nn.Module:
             # open_clip asks AutoConfig for this name even when the weights are local: give it a folder.
             Path(folder, "config.json").write_text(json.dumps(plan.text_config), encoding="utf-8")
             model_cfg["text_cfg"] |= {"hf_model_name": folder, "hf_model_pretrained": False}
-        try:
+        errors = (TypeError, ValueError, RuntimeError, AssertionError, KeyError, AttributeError, OSError)
+        with faults_as(plan.spec.error, errors, "open_clip cannot build its model_cfg"):
             model: nn.Module = kind(**model_cfg)
-        except (TypeError, ValueError, RuntimeError, AssertionError, KeyError, AttributeError, OSError) as error:
-            raise plan.spec.error(f"open_clip cannot build its model_cfg ({cause(error)})") from error
     weights = read_weights(*plan.weights.values(), trust_pickle=plan.spec.trust_pickle)
     load_strictly(model, _as_open_clip_names(weights, model, plan.material["rename"]), plan.where)
     return model

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, default_bpe, get_clean_fn
 
-from mmkd.base.errors import TeacherError, cause
+from mmkd.base.errors import TeacherError, faults_as
 from mmkd.extract.teachers.source import TOKENIZER_FILES, file_sha256, settings_sha256
 
 # Steps between which padding costs at most a half; few, because each is a shape of its own for the kernels.
@@ -83,7 +83,10 @@ class FolderTokenizer:
         assert plan.folder is not None
         self._plan = plan
         self.lengths = plan.lengths
-        try:
+        errors = (OSError, ValueError, KeyError, TypeError, AttributeError)
+        with faults_as(
+            TeacherError, errors, f"the tokenizer in {plan.folder} cannot be loaded", "; download its files again"
+        ):
             self._wrapped = HFTokenizer(
                 str(plan.folder),
                 context_length=plan.context_length,
@@ -93,10 +96,6 @@ class FolderTokenizer:
                 trust_remote_code=False,
                 **plan.settings,
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise TeacherError(
-                f"the tokenizer in {plan.folder} cannot be loaded ({cause(error, 160)}); download its files again"
-            ) from error
         self._inner = self._wrapped.tokenizer
         if plan.clean is None:
             self._wrapped.clean_fn = str
