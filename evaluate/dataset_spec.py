@@ -66,16 +66,15 @@ RowFilter = Annotated[dict[str, Texts], BeforeValidator(_columns)]
 """Column to accepted value(s), `""` for null; a row must pass all columns. `{}` takes every row."""
 
 
-def check_sides(yes: RowFilter, no: RowFilter | None, one: str, other: str) -> None:
-    """Raise ValueError if a value is on both sides of a two-way column, the sides' columns differ, or the first side
-    names no value."""
+def side_faults(yes: RowFilter, no: RowFilter | None, one: str, other: str) -> Iterator[str]:
+    """Yield values on both sides of a two-way column, columns of one side alone, and a first side without a value."""
     if not yes or not all(yes.values()):
-        raise ValueError(f"`{one}` names no value; write `{one}: {{COLUMN: [VALUE, ...]}}`")
+        yield f"`{one}` names no value; write `{one}: {{COLUMN: [VALUE, ...]}}`"
     for column, values in (no or {}).items():
         if column not in yes:
-            raise ValueError(f"`{other}` has the column {column!r}, `{one}` has {', '.join(yes)}")
-        if both := set(values) & set(yes[column]):
-            raise ValueError(f"{column}: {min(both)!r} is both {one} and {other}")
+            yield f"`{other}` has the column {column!r}, `{one}` has {', '.join(yes)}"
+        elif both := set(values) & set(yes[column]):
+            yield f"{column}: {min(both)!r} is both {one} and {other}"
 
 
 class Download(Frozen):
@@ -113,11 +112,9 @@ class About(Frozen):
     """URL of the files, of code that reads them, or of their documentation."""
     fetch: Fetch = Fetch()
 
-    @model_validator(mode="after")
-    def _confirmed_by_something(self) -> About:
+    def faults(self) -> Iterator[str]:
         if self.layout == "confirmed" and not self.evidence:
-            raise ValueError("layout is 'confirmed' without `evidence`; give the URL that it was compared with")
-        return self
+            yield "layout is 'confirmed' without `evidence`; give the URL that it was compared with"
 
 
 class SplitFilters(Frozen):
@@ -161,12 +158,10 @@ class SeveralLabels(Frozen):
         lists = ((-1, self.unknown), (0, self.negative), (1, self.positive))
         return {value or None: meaning for meaning, values in lists for value in values}
 
-    @model_validator(mode="after")
-    def _every_value_has_one_meaning(self) -> SeveralLabels:
+    def faults(self) -> Iterator[str]:
         unknown = set(self.unknown) - {"-1", ""}  # these two are unknown unless another list has them
         if twice := (set(self.positive) & set(self.negative)) | (unknown & {*self.positive, *self.negative}):
-            raise ValueError(f"value {min(twice)!r} stands in two of the lists positive, negative and unknown")
-        return self
+            yield f"value {min(twice)!r} stands in two of the lists positive, negative and unknown"
 
 
 class Section(Frozen):
@@ -283,8 +278,6 @@ class DatasetSpec(Frozen):
             raise ValueError("a class has no value")
         return classes
 
-    @model_validator(mode="after")
-    def _labels_are_of_one_kind(self) -> DatasetSpec:
+    def faults(self) -> Iterator[str]:
         if self.multilabel is not None and self.label is not None:
-            raise ValueError(f"{self.dataset}: `label` is for one label a sample, `multilabel` for several; keep one")
-        return self
+            yield f"{self.dataset}: `label` is for one label a sample, `multilabel` for several; keep one"

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
@@ -50,14 +50,12 @@ class LinearProbeSettings(TaskSettings):
     max_train: int = Field(default=100_000, ge=2)
     """Cap on training rows, drawn per class; the number used is in every result."""
 
-    @model_validator(mode="after")
-    def _grid_and_shares_make_sense(self) -> LinearProbeSettings:
+    def faults(self) -> Iterator[str]:
         if self.c_low > self.c_high:
-            raise ValueError(f"c_low {self.c_low:g} is above c_high {self.c_high:g}")
+            yield f"c_low {self.c_low:g} is above c_high {self.c_high:g}"
         wrong = [share for share in self.fractions if not 0 < share <= 1]
         if wrong or not self.fractions:
-            raise ValueError(f"fractions must be within (0, 1], got {wrong or 'none'}")
-        return self
+            yield f"fractions must be within (0, 1], got {wrong or 'none'}"
 
     def grid(self) -> Floats:
         """Values of C to try, ascending, float64 (c_steps,)."""

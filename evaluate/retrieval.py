@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -10,7 +11,6 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import model_validator
 
 from mmkd.base.arrays import Bools, Floats, Ints, Objects, Singles
 from mmkd.evaluate.dataset import DatasetRows, Samples
@@ -40,11 +40,9 @@ class RetrievalSettings(TaskSettings):
     """Rule for positives. `pair`: only the caption of the same row. `image`: any caption of the same image bytes.
     `image+caption`: also any image with the same normalized caption; queries and gallery hold each only once."""
 
-    @model_validator(mode="after")
-    def _ks_are_ranks(self) -> RetrievalSettings:
+    def faults(self) -> Iterator[str]:
         if not self.ks or min(self.ks) < 1:
-            raise ValueError(f"ks must be one or more ranks from 1 on, got {list(self.ks)}")
-        return self
+            yield f"ks must be one or more ranks from 1 on, got {list(self.ks)}"
 
 
 class Retrieval(Task[RetrievalSettings]):

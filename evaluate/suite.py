@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -52,14 +52,12 @@ class Suite(Frozen):
                 raise ValueError(f"ensemble {name} needs two or more different members, got {list(members)}")
         return ensembles
 
-    @model_validator(mode="after")
-    def _names_are_unique(self) -> Suite:
+    def faults(self) -> Iterator[str]:
         names = sorted(spec.dataset for spec in self.datasets)
         if twice := [name for name, following in pairwise(names) if name == following]:
-            raise ValueError(f"data set {twice[0]!r} stands twice in the suite")
+            yield f"data set {twice[0]!r} stands twice in the suite"
         if clash := set(self.models or ()) & set(self.ensembles):
-            raise ValueError(f"{min(clash)!r} is both a model and an ensemble")
-        return self
+            yield f"{min(clash)!r} is both a model and an ensemble"
 
     def dataset(self, name: str) -> DatasetSpec:
         """Return the data set of this name. Raises KeyError if it is not in the suite."""

@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from mmkd.base.arrays import Bools, Floats
 from mmkd.base.errors import UserError
 from mmkd.evaluate.dataset import DatasetRows
-from mmkd.evaluate.dataset_spec import DatasetSpec, RowFilter, Section, check_sides
+from mmkd.evaluate.dataset_spec import DatasetSpec, RowFilter, Section, side_faults
 from mmkd.evaluate.features import BagFeatures, Bags, Features, make_bags
 from mmkd.evaluate.heads.coxnet import Cohort, CoxnetSettings, fit_coxnet
 from mmkd.evaluate.heads.settings import MilSettings, Trained, budget_warnings
@@ -59,10 +60,8 @@ class SurvivalColumns(Section):
     """The same column(s) with the values that mean that it was not. Without it a column may have one other value and
     no null; `*` stands for all other values."""
 
-    @model_validator(mode="after")
-    def _sides_differ(self) -> SurvivalColumns:
-        check_sides(self.event, self.censored, "event", "censored")
-        return self
+    def faults(self) -> Iterator[str]:
+        yield from side_faults(self.event, self.censored, "event", "censored")
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from mmkd.base.arrays import Bools, Ints, Objects
 from mmkd.base.errors import UserError
 from mmkd.evaluate.dataset import SPLITS, DatasetRows, Samples, Split
-from mmkd.evaluate.dataset_spec import DatasetSpec, RowFilter, Section, check_sides
+from mmkd.evaluate.dataset_spec import DatasetSpec, RowFilter, Section, side_faults
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.heads.settings import FusionSettings, budget_warnings
 from mmkd.evaluate.metrics import weighted_mean
@@ -62,10 +62,8 @@ class VqaColumns(Section):
     and the question's key, or its text, in the column `candidate_of`."""
     candidate_of: str = "question"
 
-    @model_validator(mode="after")
-    def _sides_differ(self) -> VqaColumns:
-        check_sides(self.closed, self.open, "closed", "open")
-        return self
+    def faults(self) -> Iterator[str]:
+        yield from side_faults(self.closed, self.open, "closed", "open")
 
     @property
     def columns(self) -> tuple[str, ...]:

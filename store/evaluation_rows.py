@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Final, NamedTuple
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from mmkd.base.config import Frozen, read_mapping, validated
 
@@ -89,11 +89,9 @@ class PromptFile(Frozen):
                 raise ValueError(f"class {name!r} has the text {twice[0]!r} twice")
         return classes
 
-    @model_validator(mode="after")
-    def _negatives_have_a_class(self) -> PromptFile:
+    def faults(self) -> Iterator[str]:
         if alien := [name for name in self.negatives if name not in self.classes]:
-            raise ValueError(f"negatives of {alien[0]!r}, which is not among the classes {', '.join(self.classes)}")
-        return self
+            yield f"negatives of {alien[0]!r}, which is not among the classes {', '.join(self.classes)}"
 
     def prompts(self) -> Iterator[Prompt]:
         """Yield every text, class by class in the order of the file."""
