@@ -16,7 +16,6 @@ from pydantic import (
     PositiveInt,
     StrictStr,
     create_model,
-    field_validator,
 )
 
 from mmkd.base.config import Frozen, read_mapping, validated, without_repeats
@@ -211,12 +210,9 @@ class DataConfig(Frozen):
     """Processes of each rank that read and decode images; 0 to do it between the steps. Empty: the cores that the ranks
     of this machine may use, less one for each rank."""
 
-    @field_validator("crop_scale")
-    @classmethod
-    def _low_before_high(cls, scale: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError(f"is {list(scale)}, expected two shares of the picture, 0 < low <= high <= 1")
-        return scale
+    def faults(self) -> Iterator[str]:
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            yield f"crop_scale: is {list(self.crop_scale)}, expected two shares of the picture, 0 < low <= high <= 1"
 
 
 class ComputeConfig(Frozen):

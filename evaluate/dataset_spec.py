@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from mmkd.base.config import Frozen, without_repeats
 from mmkd.base.errors import UserError
@@ -268,16 +268,11 @@ class DatasetSpec(Frozen):
                     filled[name] = values | raw[name]
         return filled
 
-    @field_validator("classes")
-    @classmethod
-    def _values_mean_one_class(cls, classes: dict[str, tuple[str, ...]] | None) -> dict[str, tuple[str, ...]] | None:
-        counts = Counter(value for values in (classes or {}).values() for value in values)
-        if twice := [value for value, count in counts.items() if count > 1]:
-            raise ValueError(f"value {twice[0]!r} means two classes")
-        if classes is not None and not all(classes.values()):
-            raise ValueError("a class has no value")
-        return classes
-
     def faults(self) -> Iterator[str]:
+        counts = Counter(value for values in (self.classes or {}).values() for value in values)
+        if twice := [value for value, count in counts.items() if count > 1]:
+            yield f"{self.dataset}: value {twice[0]!r} means two classes"
+        if self.classes is not None and not all(self.classes.values()):
+            yield f"{self.dataset}: a class has no value"
         if self.multilabel is not None and self.label is not None:
             yield f"{self.dataset}: `label` is for one label a sample, `multilabel` for several; keep one"

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from mmkd.base.config import SUITES, Frozen, filled, merged, read_mapping, user_roots, validated
 from mmkd.base.errors import ConfigError
@@ -43,16 +43,11 @@ class Suite(Frozen):
             own["datasets"] = [merged(shared, item) if isinstance(item, Mapping) else item for item in datasets]
         return own
 
-    @field_validator("ensembles")
-    @classmethod
-    def _ensembles_are_named(cls, ensembles: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-        for name, members in ensembles.items():
+    def faults(self) -> Iterator[str]:
+        for name, members in self.ensembles.items():
             folder_name(name)
             if len(set(members)) < 2 or len(set(members)) != len(members):
-                raise ValueError(f"ensemble {name} needs two or more different members, got {list(members)}")
-        return ensembles
-
-    def faults(self) -> Iterator[str]:
+                yield f"ensemble {name} needs two or more different members, got {list(members)}"
         names = sorted(spec.dataset for spec in self.datasets)
         if twice := [name for name, following in pairwise(names) if name == following]:
             yield f"data set {twice[0]!r} stands twice in the suite"

@@ -61,19 +61,12 @@ class TableCorpus(TabularCorpus):
         except LookupError as error:
             raise ValueError(f"encoding is {name!r}, expected a name such as utf-8, latin-1 or cp1252") from error
 
-    @field_validator("delimiter")
-    @classmethod
-    def _delimiter_is_one_character(cls, text: str | None) -> str | None:
-        if text is not None and (len(text) != 1 or text in '\r\n"'):
-            raise ValueError(f"delimiter is {text!r}, expected one character")
-        return text
-
-    @field_validator("caption_template", "image_template")
-    @classmethod
-    def _template_names_columns(cls, template: str | None) -> str | None:
-        if template is not None and not template_columns(template):
-            raise ValueError(f"template {template!r} names no column; write {{age}} where the cell goes")
-        return template
+    def faults(self) -> Iterator[str]:
+        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '\r\n"'):
+            yield f"delimiter is {self.delimiter!r}, expected one character"
+        for template in (self.caption_template, self.image_template):
+            if template is not None and not template_columns(template):
+                yield f"template {template!r} names no column; write {{age}} where the cell goes"
 
     @functools.cached_property
     def header(self) -> tuple[str, ...]:
