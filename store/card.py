@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from functools import cached_property
 from typing import Annotated
 
@@ -13,7 +11,7 @@ from mmkd.base.errors import CorruptStoreError, UserError, faults_as
 from mmkd.base.files import list_folder
 from mmkd.base.places.remote import StorePath
 from mmkd.store.encoding import VALID, ArraySpec, CosineError, tower_arrays
-from mmkd.store.hierarchy import Document, is_there, parse_document, read_json, sealed_content
+from mmkd.store.hierarchy import Document, canonical_sha256, is_there, parse_document, read_json, sealed_content
 from mmkd.store.layout import MAX_DIM, SOUND_BIT, TOWERS, Encoding, Tower, check_slug, is_slug, teacher_group
 
 
@@ -125,9 +123,7 @@ class TeacherCard(Document):
     def digest(self) -> str:
         """First 16 hex digits of the SHA-256 over everything that can change a feature."""
         names = {"weights_sha256", "preprocessing", "tokenizer_sha256", "context_length", "towers", "dim", "encoding"}
-        content = self.model_dump(include={*names, "loader", "normalized"})
-        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        return canonical_sha256(self.model_dump(include={*names, "loader", "normalized"}))[:16]
 
 
 def read_card(root: StorePath, slug: str) -> TeacherCard | None:

@@ -40,10 +40,14 @@ def parse_document(model: type[DocumentType], content: dict[str, Any] | bytes, p
         raise CorruptStoreError(f"{path}: {place}: {first['msg'].removeprefix('Value error, ')}") from error
 
 
+def canonical_sha256(content: object) -> str:
+    """Return the SHA-256 in hex over canonical JSON: sorted, no spaces, ASCII."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def seal_of(content: dict[str, Any]) -> str:
-    """Return the SHA-256 in hex over the canonical JSON (sorted, no spaces, ASCII) of `content` without its seal."""
-    bare = {name: value for name, value in content.items() if name != SEAL}
-    return hashlib.sha256(json.dumps(bare, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    """Return the SHA-256 in hex over the canonical JSON of `content` without its seal."""
+    return canonical_sha256({name: value for name, value in content.items() if name != SEAL})
 
 
 def group_document(content: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -209,8 +209,3 @@ def file_sha256(path: Path, skip: int = 0) -> str:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     write_note("sha256", identity, digest)
     return digest
-
-
-def settings_sha256(settings: Mapping[str, object] | Sequence[object]) -> str:
-    """Return the hex SHA-256 of a JSON value, independent of key order."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

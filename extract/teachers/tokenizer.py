@@ -10,7 +10,8 @@ import torch
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, default_bpe, get_clean_fn
 
 from mmkd.base.errors import TeacherError, faults_as
-from mmkd.extract.teachers.source import TOKENIZER_FILES, file_sha256, settings_sha256
+from mmkd.extract.teachers.source import TOKENIZER_FILES, file_sha256
+from mmkd.store.hierarchy import canonical_sha256
 
 # Steps between which padding costs at most a half; few, because each is a shape of its own for the kernels.
 _LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -48,7 +49,7 @@ class TokenizerPlan:
         """Hash of the tokenizer's files and of all settings that change an id."""
         files = {"bpe": Path(default_bpe())} if self.folder is None else {n: self.folder / n for n in TOKENIZER_FILES}
         hashes = {name: file_sha256(path) for name, path in files.items() if path.is_file()}
-        return settings_sha256({"files": hashes, "clean": self.clean, "mode": self.mode, "settings": self.settings})
+        return canonical_sha256({"files": hashes, "clean": self.clean, "mode": self.mode, "settings": self.settings})
 
     def build(self) -> Tokenizer:
         return BuiltInBpe(self) if self.folder is None else FolderTokenizer(self)

@@ -13,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from mmkd.base.errors import TeacherError, faults_as
-from mmkd.extract.teachers.source import file_sha256, settings_sha256
+from mmkd.extract.teachers.source import file_sha256
+from mmkd.store.hierarchy import canonical_sha256
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +126,7 @@ def weights_identity(named: Mapping[str, Path]) -> str:
     """Hash of the weights as published: of the file, or over name and hash of each where there are several. Raises
     TeacherError if a converted file was changed after its conversion."""
     hashes = {name: _published_sha256(path) for name, path in sorted(named.items())}
-    return next(iter(hashes.values())) if len(hashes) == 1 else settings_sha256(hashes)
+    return next(iter(hashes.values())) if len(hashes) == 1 else canonical_sha256(hashes)
 
 
 def _published_sha256(path: Path) -> str:
