@@ -85,8 +85,7 @@ class MultipleChoice(Task[ChoiceSettings]):
 
 
 def _questions(data: DatasetRows) -> list[tuple[Ints, int]]:
-    """Return the positions of each test question's options, int64 (m,), and which of them is right. Raises UserError
-    for a question with fewer than two options, or not exactly one right one."""
+    """Return the positions of each test question's options, int64 (m,), and which of them is right."""
     columns, options, test = data.spec.section(ChoiceColumns), data.texts["option"], data.split("test")
     of = options.positions(columns.option_of)
     written = [normalized(one) for one in options.column(columns.answer)]

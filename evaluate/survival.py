@@ -187,8 +187,7 @@ def _network(
     variant: Variant,
     times: tuple[float, ...],
 ) -> tuple[Floats, Floats, Trained]:
-    """Risk of the round's test patients by attention over their patches, float64 (m,), and their chances to live beyond
-    `times`, float64 (m, T)."""
+    """Risk of test patients by attention over patches, (m,), and their chances to live beyond `times`, (m, T)."""
     from mmkd.evaluate.heads.abmil import fit_predict  # noqa: PLC0415 (torch, for those who ask for it)
 
     with warnings.catch_warnings():

@@ -180,8 +180,7 @@ def _lines(file: IO[bytes], where: str, encoding: str) -> Iterator[str]:
 
 
 def _json_records(lines: Iterator[str], where: str) -> Iterator[Record]:
-    """Yield records of a JSONL file; empty lines are skipped, and a bad line after the first is a fault of its own.
-    Raises CorpusError if the first line is not a JSON object."""
+    """Yield records of a JSONL file; empty lines are skipped, and a bad line after the first is a fault of its own."""
     first = True
     for number, line in enumerate(lines, 1):
         if not line.strip():

@@ -105,8 +105,7 @@ def _configurations(spec: TeacherSpec, options: OpenClipOptions) -> tuple[dict[s
 
 
 def _settings(spec: TeacherSpec, model: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of `model_cfg` that changes a feature, without what equals open_clip's default. Raises
-    TeacherError for a key that the installed open_clip does not know."""
+    """Return the part of `model_cfg` that changes a feature, without what equals open_clip's default."""
     settings = {name: value for name, value in model.items() if name not in ("vision_cfg", "text_cfg")}
     for section, defaults in (("vision_cfg", CLIPVisionCfg), ("text_cfg", CLIPTextCfg)):
         known = {field.name: field.default for field in dataclasses.fields(defaults)}

@@ -79,8 +79,7 @@ class Source:
 
 
 def _fetch(spec: TeacherSpec, repository: str, filename: str, revision: str) -> Path | None:
-    """Return the path of a hub file in the cache, downloading it once; None when the repository exists and has no such
-    file. Raises TeacherError with the reason: offline, gated, no such repository or revision, no network."""
+    """Return a hub file's path in the cache, downloading it once; None when the repository exists without it."""
     # Some weights lie in a repository of the hub's other kind: `datasets/org/name`, as in its web address.
     kind = "dataset" if repository.startswith("datasets/") else "model"
     full_name = repository.removeprefix("datasets/")

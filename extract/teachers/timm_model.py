@@ -94,8 +94,7 @@ def _create(spec: TeacherSpec, architecture: str, arguments: dict[str, Any], pre
 
 
 def _preprocessing(spec: TeacherSpec, config: dict[str, Any]) -> Preprocessing:
-    """Return timm's evaluation transform. Source: timm.data, resolve_data_config and transforms_imagenet_eval. Raises
-    TeacherError for one that our geometry does not do exactly."""
+    """Return timm's evaluation transform. Source: timm.data, resolve_data_config and transforms_imagenet_eval."""
     data = resolve_data_config({}, pretrained_cfg=config)
     channels, *size = data["input_size"]
     resized = [math.floor(side / data["crop_pct"]) for side in size]
