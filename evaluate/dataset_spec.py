@@ -60,6 +60,7 @@ def folder_name(name: str) -> str:
         raise ValueError(f"{name!r} must be up to 64 lower-case letters, digits, '-', '_' or '.'") from None
 
 
+FolderName = Annotated[str, AfterValidator(folder_name)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
 Classes = Annotated[dict[str, Texts], BeforeValidator(_classes)]
 RowFilter = Annotated[dict[str, Texts], BeforeValidator(_columns)]
@@ -190,7 +191,7 @@ class DatasetSpec(Frozen):
     sections: ClassVar[dict[str, type[Section]]] = {}
     """Name to model of the sections of all tasks."""
 
-    dataset: Annotated[str, AfterValidator(folder_name)]
+    dataset: FolderName
     version: int = 1
     about: About = About()
     described_in: str = ""
@@ -271,8 +272,8 @@ class DatasetSpec(Frozen):
     def faults(self) -> Iterator[str]:
         counts = Counter(value for values in (self.classes or {}).values() for value in values)
         if twice := [value for value, count in counts.items() if count > 1]:
-            yield f"{self.dataset}: value {twice[0]!r} means two classes"
+            yield f"classes: value {twice[0]!r} means two classes"
         if self.classes is not None and not all(self.classes.values()):
-            yield f"{self.dataset}: a class has no value"
+            yield "classes: a class has no value"
         if self.multilabel is not None and self.label is not None:
             yield f"{self.dataset}: `label` is for one label a sample, `multilabel` for several; keep one"

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from mmkd.base.config import SUITES, Frozen, filled, merged, read_mapping, user_roots, validated
 from mmkd.base.errors import ConfigError
-from mmkd.evaluate.dataset_spec import DatasetSpec, folder_name
+from mmkd.evaluate.dataset_spec import DatasetSpec, FolderName
 from mmkd.evaluate.scoring import BootstrapSettings
 from mmkd.evaluate.tasks import Dataset
 
@@ -26,7 +26,7 @@ class Suite(Frozen):
     version: int = 1
     models: tuple[str, ...] | None = None
     """Encoders by their name in the store; by default all of them."""
-    ensembles: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    ensembles: dict[FolderName, tuple[str, ...]] = Field(default_factory=dict)
     """Name to members, which need not be listed as models."""
     bootstrap: BootstrapSettings = BootstrapSettings()
     datasets: tuple[Dataset, ...] = Field(min_length=1)
@@ -45,7 +45,6 @@ class Suite(Frozen):
 
     def faults(self) -> Iterator[str]:
         for name, members in self.ensembles.items():
-            folder_name(name)
             if len(set(members)) < 2 or len(set(members)) != len(members):
                 yield f"ensemble {name} needs two or more different members, got {list(members)}"
         names = sorted(spec.dataset for spec in self.datasets)

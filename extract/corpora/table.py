@@ -64,9 +64,13 @@ class TableCorpus(TabularCorpus):
     def faults(self) -> Iterator[str]:
         if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '\r\n"'):
             yield f"delimiter is {self.delimiter!r}, expected one character"
-        for template in (self.caption_template, self.image_template):
-            if template is not None and not template_columns(template):
-                yield f"template {template!r} names no column; write {{age}} where the cell goes"
+
+    @field_validator("caption_template", "image_template")
+    @classmethod
+    def _template_names_columns(cls, template: str | None) -> str | None:
+        if template is not None and not template_columns(template):
+            raise ValueError(f"template {template!r} names no column; write {{age}} where the cell goes")
+        return template
 
     @functools.cached_property
     def header(self) -> tuple[str, ...]:
