@@ -182,6 +182,35 @@ def test_rows_without_a_pair_learn_from_the_terms_of_the_tower_that_they_have(tm
     assert found["d text"][4].abs().sum() > 0
 
 
+def test_a_key_counts_by_what_its_teacher_knows_of_its_caption_and_of_its_image(tmp_path: Path, ranks: int) -> None:
+    asked, batch, values = scene.objective("known"), scene.batch_of("known", np.arange(scene.ROWS)), scene.arrays()
+    assert asked.side is not None
+    scores = asked.side.policy.scores(batch)
+    shares = asked.side.policy.shares(batch, scores).double().numpy()
+    known = asked.side.policy.knowledge(batch, scores)
+    assert known is not None
+    of_caption, of_image = known.double().numpy().transpose(2, 0, 1)
+    student = {tower: values[tower].astype(np.float64) for tower in ("image", "text")}
+    total = 0.0
+    for t, (slug, scale) in enumerate(zip(scene.SLUGS, [9.0, 14.0, 20.0], strict=True)):
+        theirs = {tower: values[f"{slug}/{tower}"].astype(np.float64) for tower in ("image", "text")}
+        keys = np.flatnonzero(scene.PRESENT[:, t])
+        for row in np.flatnonzero(shares[:, t]):
+            ways = []
+            for query, key, share in (("image", "text", of_caption), ("text", "image", of_image)):
+                p = np.exp([scale * cosine(theirs[query][row], theirs[key][k]) + share[k, t] for k in keys])
+                q = np.exp([np.exp(2.5) * cosine(student[query][row], student[key][k]) for k in keys])
+                p, q = p / p.sum(), q / q.sum()
+                ways.append(float((p * np.log(p / q)).sum()))
+            total += shares[row, t] * sum(ways) / 2
+    found = scene.results(ranks, "known", tmp_path / "found.pt")["relational"].item()
+    assert found == pytest.approx(total / shares.sum(), rel=1e-5)
+
+
+def cosine(one: Array, other: Array) -> float:
+    return float(one @ other / np.sqrt((one @ one) * (other @ other)))
+
+
 def test_equal_balance_gives_every_teacher_a_part_of_one_size() -> None:
     from mmkd.distill.objective import Reduction
 
