@@ -14,13 +14,8 @@ SCHEDULER = "local, slurm, pbs, sge, a scheduler's address, or a YAML file that 
 @click.command()
 @click.argument("corpus")
 @click.argument("store", type=as_root)
-@click.option(
-    "--teachers",
-    default="all",
-    show_default=True,
-    help="all, or comma-separated names, NAME=local-dir:FOLDER or YAML cards.",
-)
-@click.option("--scheduler", default="local", show_default=True, help=SCHEDULER)
+@click.option("--teachers", default="all", help="all, or comma-separated names, NAME=local-dir:FOLDER or YAML cards.")
+@click.option("--scheduler", default="local", help=SCHEDULER)
 @click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one per GPU or core; one job]")
 @click.option(
     "--rows-per-shard",
@@ -39,6 +34,11 @@ SCHEDULER = "local, slurm, pbs, sge, a scheduler's address, or a YAML file that 
     multiple=True,
     metavar="N|N%|retry",
     help="Stop when more rows than this fail, such as 1%; with retry, also read again the images that failed.",
+)
+@click.option(
+    "--views",
+    metavar="V|FILE",
+    help="Also extract this many random views of each image; a YAML file says how they are drawn.",
 )
 @click.option(
     "--keep-inputs",
@@ -60,6 +60,7 @@ def extract(corpus: str, store: StorePath, **options: Any) -> None:
     mmkd extract shards/ features/ --scheduler cluster.yaml --workers 16 --failures 1%
     mmkd extract pairs.csv s3://bucket/features
     """
+    from mmkd.base.images.recipe import parse_recipe
     from mmkd.extract.cluster_config import load_cluster
     from mmkd.extract.config import ExtractConfig, parse_failures
     from mmkd.extract.teachers import parse_teachers
@@ -73,6 +74,7 @@ def extract(corpus: str, store: StorePath, **options: Any) -> None:
         rows_per_shard=options["rows_per_shard"] and int(options["rows_per_shard"]),
         limit=options["limit"],
         require=options["require"],
+        recipes=() if options["views"] is None else (parse_recipe("views", options["views"]),),
         keep_inputs=options["keep_inputs"],
         retry_failed=retry_failed,
         max_failures=max_failures,
