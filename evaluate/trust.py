@@ -188,15 +188,15 @@ def _measure_dataset(
     if k > found[0].where.shape[1]:
         raise UserError(f"{spec.dataset}: k is {k}, but there are {found[0].where.shape[1]} neighbors at most")
     word = [suite.bootstrap.seed, *name_words(f"{suite.resample_name(spec.dataset)}/trust")]
-    results = []
-    for one, what, curve, own in zip(features, found, curves, best, strict=True):
-        measures = {
-            name: replicates_of(score, rows, codes, cohort.group, suite.bootstrap, word)
-            for name, score, rows, codes in scores_of(cohort, what, k)
-        }
-        results.append(
-            ModelTrust(one.model, one.digest(cohort.rows), measures, own, curve, drop_of(cohort, what, settings))
+    scored = [list(scores_of(cohort, what, k)) for what in found]
+    drawn = iter(replicates_of([one for every in scored for one in every], cohort.group, suite.bootstrap, word))
+    results = [
+        ModelTrust(
+            one.model, one.digest(cohort.rows), {name: next(drawn) for name, *_ in every}, own, curve,
+            drop_of(cohort, what, settings),
         )
+        for one, what, every, curve, own in zip(features, found, scored, curves, best, strict=True)
+    ]  # fmt: skip
     chance = robustness.chance_index(cohort.biology, cohort.confounder)
     remarks = [*cohort.remarks, *_remarks(cohort, found, spec)]
     return TrustReport(
