@@ -172,10 +172,10 @@ def characters(image: Image.Image, strength: tuple[int, int], rng: Rng) -> Image
     written = image.copy()
     for _ in range(int(rng.integers(1, words, endpoint=True))):
         word = "".join(LETTERS[i] for i in rng.integers(len(LETTERS), size=rng.integers(3, letters, endpoint=True)))
-        place = tuple(int(rng.integers(max(1, side - 10))) for side in image.size)
+        x, y = (int(rng.integers(max(1, side - 10))) for side in image.size)
         color = tuple(rng.integers(256, size=len(image.mode)).tolist())
         ImageDraw.Draw(written).text(
-            place, word, fill=color if len(color) > 1 else color[0], font=ImageFont.load_default()
+            (x, y), word, fill=color if len(color) > 1 else color[0], font=ImageFont.load_default()
         )
     return written
 
