@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from mmkd.base.arrays import Bools, Ints
 from mmkd.base.errors import ConfigError, UserError
 from mmkd.base.images.corruptions import Corruptions
 from mmkd.base.images.recipe import read_recipe
@@ -115,14 +115,14 @@ class CorruptionReport:
 class PictureFeatures(Features):
     """Features of pictures with the texts of their images. own: the image's row of every grid row, int64 (N,)."""
 
-    def __init__(self, of: Features, own: NDArray[np.int64]) -> None:
+    def __init__(self, of: Features, own: Ints) -> None:
         super().__init__(of.store, of.model, of.members, of.beside)
         self.own = own
 
     def each_member(self) -> tuple[Features, ...]:
         return tuple(PictureFeatures(one, self.own) for one in super().each_member())
 
-    def read(self, tower: Tower, rows: NDArray[np.int64], normalized: bool) -> Block:
+    def read(self, tower: Tower, rows: Ints, normalized: bool) -> Block:
         return super().read(tower, self.own[rows] if tower == "text" else rows, normalized)
 
 
@@ -149,7 +149,7 @@ def measure_corruptions(suite: Suite, dataset: str | None = None) -> list[Corrup
     return [replace(one, notes=(*one.notes, *without)) for one in reports]
 
 
-def corrupted_rows(store: FeatureStore, rows: NDArray[np.int64]) -> tuple[Corruptions, NDArray[np.int64]] | None:
+def corrupted_rows(store: FeatureStore, rows: Ints) -> tuple[Corruptions, Ints] | None:
     """Return the recipe, and the grid rows of the pictures made of these rows, int64 (conditions, n), -1 for none; None
     if the store has none of them."""
     recipe, found = None, np.empty((0, len(rows)), dtype=np.int64)
@@ -171,7 +171,7 @@ def corrupted_rows(store: FeatureStore, rows: NDArray[np.int64]) -> tuple[Corrup
 
 
 def _measure_dataset(
-    suite: Suite, spec: DatasetSpec, data: DatasetRows, recipe: Corruptions, rows: NDArray[np.int64]
+    suite: Suite, spec: DatasetSpec, data: DatasetRows, recipe: Corruptions, rows: Ints
 ) -> CorruptionReport:
     every, whole = data.split("test"), (rows >= 0).all(axis=0)
     clean = Samples(every.name, every.table.filter(pa.array(whole)))
@@ -202,7 +202,7 @@ def _measure_dataset(
     )  # fmt: skip
 
 
-def _moved(samples: Samples, rows: NDArray[np.int64]) -> Samples:
+def _moved(samples: Samples, rows: Ints) -> Samples:
     """The same samples with their image features in other rows."""
     place = samples.table.column_names.index("row")
     return Samples(samples.name, samples.table.set_column(place, "row", pa.array(rows)))
@@ -247,7 +247,7 @@ def _scored(
     """Clean and corrupted value of the primary metric for each condition, on the samples available in both."""
     name, before, pairs = suite.resample_name(spec.dataset), dict[bytes, Replicates](), []
 
-    def score(one: Predictions, both: NDArray[np.bool_]) -> Replicates:
+    def score(one: Predictions, both: Bools) -> Replicates:
         asked = {"bootstrap": suite.bootstrap, "name": name, "parts": {"": both}}
         return resampled(one, [scoring.primary], scoring, **asked)["", scoring.primary]  # type: ignore[arg-type]
 

@@ -152,8 +152,8 @@ def test_color_families_refuse_gray(name: str) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"families": {"fog": [1, 2, 3, 4, 5]}}, "families: no family 'fog'; there are jpeg, pixelate"),
-        ({"families": {"jpeg": [9] * 5}, "severities": [1, 6]}, "severities: severity 6 does not exist; expected some"),
+        ({"families": {"fog": [1, 2, 3, 4, 5]}}, "no family 'fog'; there are jpeg, pixelate"),
+        ({"families": {"jpeg": [9] * 5}, "severities": [1, 6]}, "severity 6 does not exist; expected some"),
         ({"families": {"jpeg": [9] * 4}}, "jpeg has 4 strengths, expected one for each severity"),
         ({"families": {"jpeg": [9, 9, 9, 9, "bad"]}}, "jpeg cannot have the strength 'bad': "),
         ({"families": {}}, "families: "),

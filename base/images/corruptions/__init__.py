@@ -1,12 +1,13 @@
 """Corruptions of pictures: suites of families with five severities each, made again bit for bit."""
 
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from mmkd.base.config import read_mapping
 from mmkd.base.errors import ConfigError
@@ -40,35 +41,21 @@ class Corruptions(Recipe):
         sized = isinstance(families, dict) and isinstance(severities, list | tuple)
         return {"count": max(1, len(families) * len(severities)) if sized else 1} | given  # type: ignore[arg-type]
 
-    @field_validator("severities")
-    @classmethod
-    def _severities_exist(cls, severities: tuple[int, ...]) -> tuple[int, ...]:
-        if wrong := [one for one in severities if one not in SEVERITIES]:
-            raise ValueError(f"severity {wrong[0]} does not exist; expected some of 1 to 5")
-        if not severities or len(set(severities)) < len(severities):
-            raise ValueError("expected different severities, one or more of 1 to 5")
-        return severities
-
-    @field_validator("families")
-    @classmethod
-    def _families_exist(cls, families: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
-        for name, strengths in families.items():
+    def faults(self) -> Iterator[str]:
+        yield from (
+            f"severity {one} does not exist; expected some of 1 to 5" for one in self.severities if not 0 < one < 6
+        )
+        if not self.severities or len(set(self.severities)) < len(self.severities):
+            yield "severities are not one or more different ones of 1 to 5"
+        for name, strengths in self.families.items():
             if _effect(name) not in EFFECTS:
-                raise ValueError(f"no family {name!r}; there are {', '.join(EFFECTS)}")
-            if len(strengths) != len(SEVERITIES):
-                raise ValueError(f"{name} has {len(strengths)} strengths, expected one for each severity from 1 to 5")
-            for strength in strengths:
-                try:
-                    EFFECTS[_effect(name)](Image.new("RGB", (32, 32), "gray"), strength, np.random.default_rng(0))
-                except (ArithmeticError, TypeError, ValueError) as error:
-                    raise ValueError(f"{name} cannot have the strength {strength!r}: {error}") from error
-        return families
-
-    @model_validator(mode="after")
-    def _count_is_theirs(self) -> Self:
+                yield f"no family {name!r}; there are {', '.join(EFFECTS)}"
+            elif len(strengths) != len(SEVERITIES):
+                yield f"{name} has {len(strengths)} strengths, expected one for each severity from 1 to 5"
+            else:
+                yield from _strength_faults(name, strengths)
         if self.count != len(self.conditions):
-            raise ValueError(f"count is {self.count}, but there are {len(self.conditions)} families and severities")
-        return self
+            yield f"count is {self.count}, but there are {len(self.conditions)} families and severities"
 
     def __hash__(self) -> int:
         return hash((self.suite, self.seed, self.count))  # a mapping has none
@@ -92,6 +79,14 @@ class Corruptions(Recipe):
 
 def _effect(family: str) -> str:
     return family.removesuffix("_up").removesuffix("_down")
+
+
+def _strength_faults(name: str, strengths: Sequence[Any]) -> Iterator[str]:
+    for strength in strengths:
+        try:
+            EFFECTS[_effect(name)](Image.new("RGB", (32, 32), "gray"), strength, np.random.default_rng(0))
+        except (ArithmeticError, TypeError, ValueError) as error:
+            yield f"{name} cannot have the strength {strength!r}: {error}"
 
 
 def find_corruptions(name: str) -> Corruptions:

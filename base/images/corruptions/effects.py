@@ -13,13 +13,12 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
+from mmkd.base.arrays import Floats
 from mmkd.base.images.source import ImageError
 
 Rng = np.random.Generator
-Floats = NDArray[np.float64]
 Effect = Callable[[Image.Image, Any, Rng], Image.Image]
 HED: Final = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 """Optical density of hematoxylin, eosin and DAB in red, green and blue (Ruifrok and Johnston 2001)."""
