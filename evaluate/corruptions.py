@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmkd.base.arrays import Bools, Ints
-from mmkd.base.errors import ConfigError, UserError
+from mmkd.base.errors import UserError
 from mmkd.base.images.corruptions import Corruptions
 from mmkd.base.images.recipe import read_recipe
 from mmkd.base.text import counted, one_line, plain_values, table_lines
@@ -37,6 +37,8 @@ CROSS_VALIDATED = ("survival", "diagnosis")
 """Every image is trained on in one fold, so that corrupted ones would be too."""
 SHARED = ("retrieval", "multiple_choice")
 """A sample's score depends on the others, so that each condition is predicted on its own; the rest are trained once."""
+ROWS = 100_000
+"""Pictures that a trained head sees at a time; it is trained again for the next."""
 COSINE = Scoring("standard", {"cosine": Metric(lambda p, w: weighted_mean(p.score[:, 0], w), share=False)}, "cosine")
 
 
@@ -130,20 +132,15 @@ def measure_corruptions(suite: Suite, dataset: str | None = None) -> list[Corrup
     """Measure every model of a suite on each data set whose store has corrupted test images, or on one. Heads are
     trained on the clean images, with all labels. Raises ConfigError for an unknown data set, UserError where no store
     has corrupted images."""
-    if dataset is not None and dataset not in {spec.dataset for spec in suite.datasets}:
-        raise ConfigError(
-            f"no data set {dataset!r}; the suite has {', '.join(spec.dataset for spec in suite.datasets)}"
-        )
     reports, without = [], []
-    for spec in suite.datasets:
-        if dataset in (None, spec.dataset):
-            store = FeatureStore.open(spec.store)
-            data = load_dataset(spec, store)
-            found = corrupted_rows(store, data.split("test").rows)
-            if found is None:
-                without.append(f"{spec.dataset}: {store.root} has no corrupted test images")
-            else:
-                reports.append(_measure_dataset(suite, spec, data, *found))
+    for spec in suite.chosen(dataset):
+        store = FeatureStore.open(spec.store)
+        data = load_dataset(spec, store)
+        found = corrupted_rows(store, data.split("test").rows)
+        if found is None:
+            without.append(f"{spec.dataset}: {store.root} has no corrupted test images")
+        else:
+            reports.append(_measure_dataset(suite, spec, data, *found))
     if not reports:
         raise UserError(f"{'; '.join(without)}; extract them with `mmkd extract --corrupt`")
     return [replace(one, notes=(*one.notes, *without)) for one in reports]
@@ -219,14 +216,16 @@ def _predicted(
 
     if name in SHARED:
         return [predict(block) for block in blocks]
-    place, n = blocks[0].table.column_names.index("key"), len(blocks[0])
+    place, n, parts = blocks[0].table.column_names.index("key"), len(blocks[0]), list[Predictions]()
     keyed = [
         block.table.set_column(place, "key", pa.array([f"{i} {key}" for key in block.ids]))
         for i, block in enumerate(blocks)
     ]
-    found = predict(Samples("test", pa.concat_tables(keyed)))
-    assert len(found) == n * len(blocks), "one prediction for each test sample"
-    parts = [found.take(np.arange(len(found)) // n == i) for i in range(len(blocks))]
+    size = max(1, ROWS // n)
+    for some in (keyed[i : i + size] for i in range(0, len(keyed), size)):
+        found = predict(Samples("test", pa.concat_tables(some)))
+        assert len(found) == n * len(some), "one prediction for each test sample"
+        parts += [found.take(np.arange(len(found)) // n == i) for i in range(len(some))]
     return [replace(part, ids=blocks[0].ids, group=data.groups(blocks[0])) for part in parts]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.stats.contingency import association
 
-from mmkd.base.errors import ConfigError, UserError
+from mmkd.base.errors import UserError
 from mmkd.base.text import counted, one_line, plain_values, table_lines
 from mmkd.evaluate import robustness
 from mmkd.evaluate.dataset import load_dataset
@@ -147,19 +147,14 @@ def measure_trust(
     chosen = settings or TrustSettings()
     if biology == confounder:
         raise UserError(f"biology and confounder are both {biology!r}; name two different columns")
-    if dataset is not None and dataset not in {spec.dataset for spec in suite.datasets}:
-        raise ConfigError(
-            f"no data set {dataset!r}; the suite has {', '.join(spec.dataset for spec in suite.datasets)}"
-        )
     reports, without = [], []
-    for spec in suite.datasets:
-        if dataset in (None, spec.dataset):
-            store = FeatureStore.open(spec.store)
-            known = store.samples.schema.names
-            if absent := [name for name in (biology, confounder) if name not in known]:
-                without.append(f"{spec.dataset} has no column {absent[0]!r}, only {', '.join(known)}")
-            else:
-                reports.append(_measure_dataset(suite, spec, store, (biology, confounder), chosen, jobs))
+    for spec in suite.chosen(dataset):
+        store = FeatureStore.open(spec.store)
+        known = store.samples.schema.names
+        if absent := [name for name in (biology, confounder) if name not in known]:
+            without.append(f"{spec.dataset} has no column {absent[0]!r}, only {', '.join(known)}")
+        else:
+            reports.append(_measure_dataset(suite, spec, store, (biology, confounder), chosen, jobs))
     if not reports:
         raise UserError("; ".join(without))
     return [replace(one, remarks=(*one.remarks, *without)) for one in reports]
