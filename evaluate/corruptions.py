@@ -3,7 +3,6 @@ the same images as they are."""
 
 import importlib.metadata
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -60,6 +59,12 @@ class Drop:
     drop: Difference
     percent: bool
 
+    def shown(self) -> str:
+        """The cosine, or the change of a task's metric, with its interval."""
+        if self.task == FEATURES:
+            return interval_text(self.value, self.low, self.high, ".3f")
+        return self.drop.text(self.percent)
+
 
 @dataclass(frozen=True)
 class CorruptionReport:
@@ -79,23 +84,20 @@ class CorruptionReport:
 
     def tables(self) -> Iterator[tuple[str, list[str], list[list[str]]]]:
         """Yield title, heads and rows for the features and each task: a row for each model and family."""
+        severities = (*self.recipe.severities, 0)
         for task in dict.fromkeys(one.task for one in self.drops):
-            of = [one for one in self.drops if one.task == task]
-            cells = {(one.model, one.family, one.severity): one for one in of}
-            title = "cosine to the clean feature" if task == FEATURES else f"{task}, {of[0].metric}: change"
-            clean = [] if task == FEATURES else ["clean"]
+            cells = {(one.model, one.family, one.severity): one for one in self.drops if one.task == task}
+            metric = next(iter(cells.values())).metric
+            title = "cosine to the clean feature" if task == FEATURES else f"{task}, {metric}: change"
             rows = []
-            for model, family in dict.fromkeys((one.model, one.family) for one in of):
-                severities = (0,) if family == ALL else self.recipe.severities
-                line = [cells[model, family, severity] for severity in severities]
-                shown = [interval_text(one.value, one.low, one.high, ".3f") for one in line]
-                if task != FEATURES:
-                    first = interval_text(
-                        line[0].clean, math.nan, math.nan, *((".1f", 100) if of[0].percent else (".2f", 1))
-                    )
-                    shown = [first, *(one.drop.text(one.percent) for one in line)]
-                rows.append([model, family, *shown, *[""] * (len(self.recipe.severities) - len(line))])
-            yield title, ["model", "family", *clean, *map(str, self.recipe.severities)], rows
+            for model, family in dict.fromkeys((one.model, one.family) for one in cells.values()):
+                line = [cells.get((model, family, severity)) for severity in severities]
+                first = next(one for one in line if one is not None)
+                clean = [f"{first.clean * 100:.1f}" if first.percent else f"{first.clean:.2f}"]
+                shown = ["" if one is None else one.shown() for one in line]
+                rows.append([model, family, *([] if task == FEATURES else clean), *shown])
+            clean_head = [] if task == FEATURES else ["clean"]
+            yield title, ["model", "family", *clean_head, *map(str, self.recipe.severities), "mean"], rows
 
     def text(self) -> str:
         lines = [f"{self.dataset}: corruptions {self.recipe.suite} of {counted(self.samples, 'test image')}"]
