@@ -23,6 +23,7 @@ from mmkd.evaluate.calibration import (
     lower_edges,
     scaled,
 )
+from mmkd.evaluate.measured import _calibration, probabilities
 from mmkd.evaluate.metrics import (
     Censoring,
     dynamic_auroc,
@@ -31,7 +32,9 @@ from mmkd.evaluate.metrics import (
     quadratic_kappa,
     sensitivity_at,
 )
-from mmkd.evaluate.predictions import Validation
+from mmkd.evaluate.predictions import Predictions, Validation
+from mmkd.evaluate.scoring import BootstrapSettings, Scoring
+from mmkd.evaluate.statistics import resampled
 from mmkd.evaluate.survival import breslow, interpolated
 
 Answers = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -326,3 +329,22 @@ def test_chances_of_discrete_hazards_are_linear_between_knots() -> None:
     logits = np.array([[0.0, 0.0], [-50.0, 50.0]])
     found = interpolated(logits, np.array([0.0, 10.0, 30.0]), (5.0, 10.0, 20.0, 99.0))
     assert found == pytest.approx(np.array([[0.75, 0.5, 0.375, 0.25], [1.0, 1.0, 0.5, 0.0]]))
+
+
+@pytest.mark.integration
+def test_intervals_of_the_resolution_hold_the_mean_of_studies() -> None:
+    """Chance enlarges it, and resampling once more: its resamples are shifted to the value."""
+    metric = _calibration("", probabilities, 10)["resolution@10"]
+    scoring, found = Scoring("s", {"resolution": metric}, "resolution"), []
+    for study in range(100):
+        rng = np.random.default_rng(study)
+        z = rng.normal(size=200)
+        y, p = (rng.random(200) < 1 / (1 + np.exp(-z))).astype(np.int64), 1 / (1 + np.exp(-1.4 * z))
+        ids = np.array([f"{study} {i}" for i in range(200)], dtype=object)
+        every = np.ones(200, dtype=bool)
+        answered = Predictions(ids, ids, ids, y, np.stack([1 - p, p], axis=1), every, ("a", "b"))
+        bootstrap = BootstrapSettings(n=200, seed=study)
+        one = resampled(answered, ["resolution"], scoring, bootstrap=bootstrap, name="s", parts={"": every})
+        found.append((one["", "resolution"].value, *one["", "resolution"].interval(0.95)))
+    values, low, high = np.transpose(found)
+    assert 0.9 <= np.mean((low <= values.mean()) & (values.mean() <= high)) <= 0.99
