@@ -331,20 +331,15 @@ def test_chances_of_discrete_hazards_are_linear_between_knots() -> None:
     assert found == pytest.approx(np.array([[0.75, 0.5, 0.375, 0.25], [1.0, 1.0, 0.5, 0.0]]))
 
 
-@pytest.mark.integration
-def test_intervals_of_the_resolution_hold_the_mean_of_studies() -> None:
-    """Chance enlarges it, and resampling once more: its resamples are shifted to the value."""
-    metric = _calibration("", probabilities, 10)["resolution@10"]
-    scoring, found = Scoring("s", {"resolution": metric}, "resolution"), []
-    for study in range(100):
-        rng = np.random.default_rng(study)
-        z = rng.normal(size=200)
-        y, p = (rng.random(200) < 1 / (1 + np.exp(-z))).astype(np.int64), 1 / (1 + np.exp(-1.4 * z))
-        ids = np.array([f"{study} {i}" for i in range(200)], dtype=object)
-        every = np.ones(200, dtype=bool)
-        answered = Predictions(ids, ids, ids, y, np.stack([1 - p, p], axis=1), every, ("a", "b"))
-        bootstrap = BootstrapSettings(n=200, seed=study)
-        one = resampled(answered, ["resolution"], scoring, bootstrap=bootstrap, name="s", parts={"": every})
-        found.append((one["", "resolution"].value, *one["", "resolution"].interval(0.95)))
-    values, low, high = np.transpose(found)
-    assert 0.9 <= np.mean((low <= values.mean()) & (values.mean() <= high)) <= 0.99
+@pytest.mark.parametrize(("name", "shifted"), [("ece@10", True), ("resolution@10", True), ("brier", False)])
+def test_resamples_of_what_chance_enlarges_are_shifted_to_the_value(name: str, shifted: bool) -> None:
+    """Without it, nominal 95 % intervals of the resolution held the truth in 83 % of 500 simulated studies."""
+    rng = np.random.default_rng(3)
+    z = rng.normal(size=80)
+    y, p = (rng.random(80) < 1 / (1 + np.exp(-z))).astype(np.int64), 1 / (1 + np.exp(-1.4 * z))
+    ids, every = np.array([str(i) for i in range(80)], dtype=object), np.ones(80, dtype=bool)
+    answered = Predictions(ids, ids, ids, y, np.stack([1 - p, p], axis=1), every, ("a", "b"))
+    scoring = Scoring("s", _calibration("", probabilities, 10), name)
+    asked = {"bootstrap": BootstrapSettings(n=300), "name": "s", "parts": {"": every}}
+    one = resampled(answered, [name], scoring, **asked)["", name]  # type: ignore[arg-type]
+    assert (abs(one.draws.mean() - one.value) < 1e-3 * one.value) == shifted
