@@ -70,8 +70,9 @@ def estimate(config: ExtractConfig, say: Callable[[str], None] = print) -> Estim
     else:
         overview, recipes = list_corpus(corpus), list(config.recipes)
         rows, per_shard, images = overview.rows, shard_rows(config, overview.rows), overview.images
-        tasks, per_pack = shard_count(rows, per_shard), shards_per_pack(rows, per_shard)
-        parts = [(tasks, TOWERS)]
+        per_pack = shards_per_pack(rows, per_shard)
+        parts = [(shard_count(rows, per_shard), TOWERS), (shard_count(overview.further, per_shard), ("text",))]
+        rows, tasks = rows + overview.further, sum(count for count, _ in parts)
     for line in overview.lines() if overview else ():
         say(line)
     for pictures in (recipe.count * images for recipe in recipes):
