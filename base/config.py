@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
@@ -43,6 +43,16 @@ class Frozen(BaseModel):
             raise ValueError(f"is {control[0]!r}, expected text without control characters")
         return value
 
+    def faults(self) -> Iterator[str]:
+        """Yield what is wrong between values that are right by themselves. Reading a model raises the first."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _has_no_fault(self) -> Self:
+        for fault in self.faults():
+            raise ValueError(fault)
+        return self
+
 
 def _leaf_types(annotation: object) -> Iterator[object]:
     """Yield the types within an annotation, those of the values of a `Literal` too."""
@@ -69,13 +79,11 @@ def _leaf_values(value: object) -> Iterator[object]:
 class OneOf(Frozen):
     """Base of models of which exactly one key is set."""
 
-    @model_validator(mode="after")
-    def _exactly_one(self) -> OneOf:
+    def faults(self) -> Iterator[str]:
         keys = [field.alias or name for name, field in type(self).model_fields.items()]
         if len(self.model_fields_set) != 1 or self.chosen is None:
             named = ", ".join(sorted(self.model_fields_set)) or "none"
-            raise ValueError(f"has {named}, expected exactly one of {', '.join(keys)}")
-        return self
+            yield f"has {named}, expected exactly one of {', '.join(keys)}"
 
     @property
     def kind(self) -> str:
@@ -126,8 +134,7 @@ _Loader.yaml_implicit_resolvers = {
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Read a YAML file whose top level is a mapping. Raises ConfigError if it cannot be read, is not YAML, or is not a
-    mapping."""
+    """Read a YAML file whose top level is a mapping. Raises ConfigError if it cannot be read, or is none."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
@@ -149,8 +156,7 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 
 def validated(model: type[Model], content: object, where: Path | str) -> Model:
-    """Make `model` of parsed YAML. Raises ConfigError for the first key that does not fit, naming the nearest known
-    key."""
+    """Make `model` of parsed YAML. Raises ConfigError for the first key that does not fit, with the nearest known."""
     try:
         return model.model_validate(content)
     except ValidationError as error:
@@ -210,8 +216,7 @@ def user_roots() -> dict[str, str]:
 
 
 def filled(content: Any, roots: dict[str, str], where: Path | str) -> Any:
-    """Replace every `${name}` in the texts of `content`, parsed YAML. Raises ConfigError for a name that is not among
-    the roots."""
+    """Replace every `${name}` in the texts of `content`, parsed YAML. Raises ConfigError for a name that is no root."""
     if isinstance(content, dict):
         return {key: filled(value, roots, where) for key, value in content.items()}
     if isinstance(content, list):

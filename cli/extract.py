@@ -14,14 +14,14 @@ SCHEDULER = "local, slurm, pbs, sge, a scheduler's address, or a YAML file that 
 @click.command()
 @click.argument("corpus")
 @click.argument("store", type=as_root)
-@click.option(
-    "--teachers",
-    default="all",
-    show_default=True,
-    help="all, or comma-separated names, NAME=local-dir:FOLDER or YAML cards.",
-)
-@click.option("--scheduler", default="local", show_default=True, help=SCHEDULER)
+@click.option("--teachers", default="all", help="all, or comma-separated names, NAME=local-dir:FOLDER or YAML cards.")
+@click.option("--scheduler", default="local", help=SCHEDULER)
 @click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one per GPU or core; one job]")
+@click.option(
+    "--rows-per-shard",
+    type=click.Choice([str(1 << power) for power in range(8, 15)]),
+    help="Of a new store.  [default: such that all workers are busy]",
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Extract only the first rows of the corpus.")
 @click.option(
     "--require",
@@ -34,6 +34,17 @@ SCHEDULER = "local, slurm, pbs, sge, a scheduler's address, or a YAML file that 
     multiple=True,
     metavar="N|N%|retry",
     help="Stop when more rows than this fail, such as 1%; with retry, also read again the images that failed.",
+)
+@click.option(
+    "--views",
+    metavar="V|FILE",
+    help="Also extract this many random views of each image; a YAML file says how they are drawn.",
+)
+@click.option(
+    "--corrupt",
+    metavar="SUITE",
+    help="Also extract corrupted pictures of each image, for `mmkd evaluate corruptions`: general, ct, pathology, "
+    "another suite that comes with mmkd, or a YAML file.",
 )
 @click.option(
     "--keep-inputs",
@@ -55,18 +66,25 @@ def extract(corpus: str, store: StorePath, **options: Any) -> None:
     mmkd extract shards/ features/ --scheduler cluster.yaml --workers 16 --failures 1%
     mmkd extract pairs.csv s3://bucket/features
     """
+    from mmkd.base.images.corruptions import find_corruptions
+    from mmkd.base.images.recipe import parse_recipe
     from mmkd.extract.cluster_config import load_cluster
     from mmkd.extract.config import ExtractConfig, parse_failures
     from mmkd.extract.teachers import parse_teachers
 
     max_failures, retry_failed = parse_failures(options["failures"])
+    views, corrupt = options["views"], options["corrupt"]
+    recipes = [] if views is None else [parse_recipe("views", views)]
+    recipes += [] if corrupt is None else [find_corruptions(corrupt)]
     config = ExtractConfig(
         corpus=corpus,
         store=store,
         teachers=tuple(parse_teachers(options["teachers"])),
         cluster=load_cluster(options["scheduler"], options["workers"]),
+        rows_per_shard=options["rows_per_shard"] and int(options["rows_per_shard"]),
         limit=options["limit"],
         require=options["require"],
+        recipes=tuple(recipes),
         keep_inputs=options["keep_inputs"],
         retry_failed=retry_failed,
         max_failures=max_failures,

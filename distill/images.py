@@ -88,7 +88,7 @@ def row_images(store: FeatureStore, pairs: Pairs, wanted: Literal["auto", "input
     if wanted == "corpus":
         return CorpusImages(store, pairs)
     inputs = Inputs(store)
-    lacking = inputs.lacking(pairs.rows)
+    lacking = inputs.lacking(pairs.rows[pairs.image >= 0])
     large_enough = inputs.size is not None and inputs.size >= side
     if wanted == "auto" and (lacking or not large_enough):
         return CorpusImages(store, pairs)
@@ -175,7 +175,11 @@ def image_batches(images: RowImages, pixels: Pixels, wanted: Wanted, seed: int, 
     """Yield uint8 (B, 3, H, W) for each (epoch, rows) of `wanted`, decoded in `workers` processes that start at this
     call. Raises UserError if an image is gone or damaged; the message names row and file."""
     rows = _Rows(images, partial(_decode, pixels), seed)
-    return _load(rows, torch.stack, wanted, workers, pin=torch.cuda.is_available())
+    return _load(rows, _stack, wanted, workers, pin=torch.cuda.is_available())
+
+
+def _stack(images: list[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(images) if images else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
 
 
 def _decode(pixels: Pixels, row: int, data: bytes) -> torch.Tensor:
@@ -201,7 +205,7 @@ def _decode_on(
     device: torch.device, crop: RandomResizedCrop, files: list[tuple[int, torch.Tensor, Crop]]
 ) -> torch.Tensor:
     try:
-        pictures = decode_jpeg([data for _, data, _ in files], mode=ImageReadMode.RGB, device=device)
+        pictures = decode_jpeg([data for _, data, _ in files], mode=ImageReadMode.RGB, device=device) if files else []
     except RuntimeError as error:
         rows = ", ".join(str(row) for row, _, _ in files[:5])
         raise UserError(
@@ -210,4 +214,4 @@ def _decode_on(
         ) from error
     size = list(crop.size)
     parts = zip(pictures, (place for _, _, place in files), strict=True)
-    return torch.stack([resized_crop(part, *place, size, crop.interpolation, antialias=True) for part, place in parts])
+    return _stack([resized_crop(part, *place, size, crop.interpolation, antialias=True) for part, place in parts])

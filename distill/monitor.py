@@ -126,14 +126,18 @@ def _take_pairs(pairs: Pairs, places: NDArray[np.int64]) -> Pairs:
 
 def _rows_in_both(held: Pairs, table: pa.Table, run_store: FeatureStore, training: Pairs) -> list[int]:
     """List the held-out rows that have the caption, and the image bytes or the key, of a row that is trained on: images
-    that were encoded again, and imported features, keep their keys."""
+    that were encoded again, and imported features, keep their keys. Of an image that is trained on alone, any
+    caption."""
+    lone = training.rows[training.caption < 0]
     both = np.zeros(len(table), dtype=bool)
     for name in ("image_sha256", "key"):
         alike = pads.field(name).isin(table[name].combine_chunks().drop_null().unique())
         found = run_store.sample_table(columns=["row", "caption", name], filter=alike)
         found = found.filter(pa.array(np.isin(found["row"].to_numpy(), training.rows)))
         known = set(zip(found[name].to_pylist(), found["caption"].to_pylist(), strict=True))
-        both |= [pair in known for pair in zip(table[name].to_pylist(), table["caption"].to_pylist(), strict=True)]
+        alone = set(found[name].filter(pa.array(np.isin(found["row"].to_numpy(), lone))).to_pylist())
+        rows = zip(table[name].to_pylist(), table["caption"].to_pylist(), strict=True)
+        both |= [pair in known or pair[0] in alone for pair in rows]
     return held.rows[both].tolist()
 
 

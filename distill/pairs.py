@@ -9,6 +9,7 @@ import logging
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -35,13 +36,15 @@ _HASHED_TOGETHER, _TOKENIZED_TOGETHER = 65_536, 4096
 _LENGTH_STEP = 8
 
 _COLUMNS = ["row", "caption", "uri", "offset", "length", "status", "image_sha256"]
+_UNPAIRED_COLUMNS = ["reason", "width", "image_rows"]
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Rows with a sound image and a sound caption. rows: int64 (n,) grid rows, ascending. caption: int64 (n,), number
-    of each row's caption: equal captions have equal numbers. image: int64 (n,), number of each row's image, equal for
-    equal bytes. captions: the distinct captions by number. table: the sample rows, in the order of `rows`."""
+    """Rows with a sound image and a sound caption, or with one of them alone. rows: int64 (n,) grid rows, ascending.
+    caption: int64 (n,), number of each row's caption: equal captions have equal numbers. image: int64 (n,), number of
+    each row's image, equal for equal bytes. Both are -1 where there is none. captions: the distinct captions by number.
+    table: the sample rows, in the order of `rows`."""
 
     rows: NDArray[np.int64]
     caption: NDArray[np.int64]
@@ -53,6 +56,18 @@ class Pairs:
         """Return the index in `rows` of each of these grid rows."""
         return np.searchsorted(self.rows, rows)
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Count pairs, images alone and texts alone, the latter two only where there are any."""
+        images, texts = int((self.caption < 0).sum()), int((self.image < 0).sum())
+        counts = {"pair": len(self.rows) - images - texts, "lone image": images, "lone text": texts}
+        return {name: count for name, count in counts.items() if count or name == "pair"}
+
+    @cached_property
+    def all_paired(self) -> bool:
+        """True if no row has an image or a caption alone."""
+        return len(self.counts) == 1
+
 
 def rows_where(store: FeatureStore, where: str, columns: list[str]) -> pa.Table:
     """Return sample rows that match a condition as after SQL's WHERE; all rows when it is empty. Raises ConfigError if
@@ -61,39 +76,60 @@ def rows_where(store: FeatureStore, where: str, columns: list[str]) -> pa.Table:
     return store.sample_table(columns=columns, filter=condition)
 
 
-def find_pairs(store: FeatureStore, where: str, wanted: NDArray[np.bool_] | None = None) -> Pairs:
+def find_pairs(
+    store: FeatureStore, where: str, wanted: NDArray[np.bool_] | None = None, *, unpaired: bool = False
+) -> Pairs:
     """Return the sound pairs among the rows that match `where` (see `rows_where`) and are `wanted`, bool (N,), None for
-    all. Raises IncompleteStoreError if rows that match have not been extracted yet."""
-    table = rows_where(store, where, _COLUMNS)
+    all; with `unpaired` also rows with a sound image or a sound caption alone, but for views and further captions.
+    Raises IncompleteStoreError if rows that match have not been extracted yet."""
+    table = rows_where(store, where, [*_COLUMNS, *(_UNPAIRED_COLUMNS if unpaired else [])])
     pending = int(pc.sum(pc.equal(table["status"], "pending")).as_py() or 0)
     if pending:
         raise IncompleteStoreError(
             f"{store.root}: {pending} of {len(table)} matching rows are not extracted yet; finish `mmkd extract` first"
         )
-    usable = pc.and_(pc.equal(table["status"], "ok"), pc.and_(table["uri"].is_valid(), table["caption"].is_valid()))
+    image, text = table["uri"].is_valid(), table["caption"].is_valid()
+    usable = pc.and_(pc.equal(table["status"], "ok"), pc.and_(image, text))
+    if unpaired:
+        image, text = _sound_parts(table)
+        usable = pc.or_(image, text)
     if wanted is not None:
         usable = pc.and_(usable, pa.array(wanted[table["row"].to_numpy()]))
-    table = table.filter(usable)
+    table, image = table.filter(usable), image.filter(usable)
+    if unpaired:
+        table = table.set_column(1, "caption", pc.if_else(text.filter(usable), table["caption"], None))
     # An Arrow string column ends at 2 GB in one piece: four million captions of usual length.
     encoded = table["caption"].cast(pa.large_string()).combine_chunks().dictionary_encode()
     hashes = table["image_sha256"].combine_chunks().dictionary_encode()
-    image = hashes.indices.fill_null(-1).to_numpy().astype(np.int64)
+    number = hashes.indices.fill_null(-1).to_numpy().astype(np.int64)
+    number = np.where(number < 0, len(number) + np.arange(len(number)), number)  # a row without a hash is alone
     pairs = Pairs(
         table["row"].to_numpy(),
-        encoded.indices.to_numpy().astype(np.int64),
-        np.where(image < 0, len(image) + np.arange(len(image)), image),  # a row without a hash is alone
+        encoded.indices.fill_null(-1).to_numpy().astype(np.int64),
+        np.where(image.to_numpy(), number, -1),
         encoded.dictionary,
         table.select(["uri", "offset", "length"]).combine_chunks(),
     )
     # Arrow's pool keeps what reading and filtering took: 1.4 of 2.0 GB of 2.9 million pairs, as long as the run lasts.
-    del table, encoded, hashes, usable
+    del table, encoded, hashes, usable, image, text
     pa.default_memory_pool().release_unused()
     return pairs
 
 
-def training_pairs(store: FeatureStore, where: str, wanted: NDArray[np.bool_] | None, batch_size: int) -> Pairs:
+def _sound_parts(table: pa.Table) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+    """Return where rows have a sound image, and where a sound caption; views and further captions have neither."""
+    ok, partial = (pc.and_(table["image_rows"].is_null(), pc.equal(table["status"], s)) for s in ("ok", "partial"))
+    wrong = pc.match_substring_regex(table["reason"], "(^|; )caption: ").fill_null(False)
+    image = pc.or_(ok, pc.and_(partial, table["width"].is_valid()))
+    text = pc.or_(ok, pc.and_(partial, pc.invert(wrong)))
+    return pc.and_(image, table["uri"].is_valid()), pc.and_(text, table["caption"].is_valid())
+
+
+def training_pairs(
+    store: FeatureStore, where: str, wanted: NDArray[np.bool_] | None, batch_size: int, *, unpaired: bool = False
+) -> Pairs:
     """Return the pairs to train on. Raises UserError if they are fewer than a batch; otherwise as `find_pairs`."""
-    pairs = find_pairs(store, where, wanted)
+    pairs = find_pairs(store, where, wanted, unpaired=unpaired)
     if len(pairs.rows) < batch_size:
         having = "" if wanted is None else " and have a teacher"
         raise UserError(

@@ -13,7 +13,7 @@ from mmkd.base.files import temporary_files, write_atomically
 from mmkd.base.process import usable_cores
 from mmkd.base.text import counted
 from mmkd.distill import checkpoint
-from mmkd.distill.batch_norm import prepare_batch_norms
+from mmkd.distill.batch_norm import prepare_batch_norms, refuse_batch_norms
 from mmkd.distill.batches import Batches, BatchPlan, Schedule
 from mmkd.distill.checkpoint import Progress
 from mmkd.distill.config import RunConfig
@@ -21,7 +21,7 @@ from mmkd.distill.images import train_pictures
 from mmkd.distill.monitor import Monitor, find_held_out, read_held_out
 from mmkd.distill.objective import make_objective
 from mmkd.distill.optimizer import WeightAverage, lock_layers, make_optimizer, warmup_steps
-from mmkd.distill.pairs import Tokenize, load_tokens, save_tokens, training_pairs
+from mmkd.distill.pairs import Pairs, Tokenize, load_tokens, save_tokens, training_pairs
 from mmkd.distill.provenance import TEXT, RunRecord, make_record
 from mmkd.distill.student import Towers, check_text, image_size, model_config, preprocessing, save_text
 from mmkd.distill.teacher_features import TeacherFeatures
@@ -61,8 +61,9 @@ class Run:
     def headline(self) -> str:
         """One line: pairs, teachers, student, steps and devices."""
         teachers, pairs, judge = self.batches.teachers, self.batches.plan.pairs, self.judge_before
+        rows = ", ".join(counted(count, name) for name, count in pairs.counts.items())
         return (
-            f"{counted(len(pairs.rows), 'pair')}, {counted(len(teachers.slugs) if teachers else 0, 'teacher')}, "
+            f"{rows}, {counted(len(teachers.slugs) if teachers else 0, 'teacher')}, "
             f"student of {self.parameters / 1e6:.1f} M parameters, {self.schedule.total_steps:,} steps of "
             f"{self.config.batch_size} on {self.world.size} x {self.world.device.type}"
             + (f", from step {self.progress.step:,}" if self.progress.step else "")
@@ -73,14 +74,16 @@ class Run:
         """List warnings: truncated captions, teachers without pairs, parts of the student that are not trained."""
         found = []
         captions, pairs, teachers = self.batches.captions, self.batches.plan.pairs, self.batches.teachers
-        share = float((captions.lengths[pairs.caption] >= captions.context).mean())
-        if share:
+        said = pairs.caption[pairs.caption >= 0]
+        if len(said) and (share := float((captions.lengths[said] >= captions.context).mean())):
             found.append(
                 f"{share:.1%} of the captions fill the context of {captions.context} tokens and may be cut there"
             )
-        counts = teachers.count_pairs(pairs.rows) if teachers else {}
+        counts = teachers.count_rows(pairs.rows) if teachers else {}
         if silent := [slug for slug, count in counts.items() if not count]:
-            found.append(f"no pair of this run has features of {', '.join(silent)}")
+            found.append(f"no row of this run has features of {', '.join(silent)}")
+        if self.config.data.unpaired and pairs.all_paired:
+            found.append("data.unpaired changes nothing: every row of this run is a pair")
         student = self.update.model.towers.student
         if getattr(student, "logit_bias", None) is not None:
             found.append("the student's logit_bias is not trained: no loss here uses it")
@@ -119,13 +122,7 @@ def prepare(config: RunConfig, world: World) -> Run:
     record = make_record(config, store, checkpoint.find_first_weights(config.student, config.out))
     state = checkpoint.load_last(config.out, record)
     # Rows first, because network and tokens take long: a wrong column is reported at once.
-    teachers = None
-    if config.loss.teacher_terms:
-        if not store.teachers:
-            raise UserError(f"{store.root} has no teachers to learn from; `mmkd extract` adds them")
-        teachers = TeacherFeatures(store, config.teachers or tuple(store.teachers), config.selection)
-    wanted = teachers.any_available() if teachers is not None else None
-    pairs = training_pairs(store, config.where, wanted, config.batch_size)
+    teachers, pairs = _find_rows(config, store)
     schedule = Schedule(len(pairs.rows), config.batch_size, config.epochs)
     warmup_steps(config.optimizer, schedule.total_steps)
     held_out = [find_held_out(entry, store, pairs) for entry in config.monitor.sets]
@@ -135,15 +132,19 @@ def prepare(config: RunConfig, world: World) -> Run:
     prepare_batch_norms(student, config.compute.batch_norm, world, share % piece or piece)
     towers = Towers(student).to(world.device)
     lock_layers(towers, config.student.lock)
+    if (pairs.image < 0).any():
+        refuse_batch_norms(towers.train())
     wish = config.data.features
     if teachers is not None and (wish == "resident" or (wish == "auto" and teachers.fits(world.device))):
         teachers.reside(world.device)
     captions = load_tokens(config.out, pairs.captions, tokenizer)
     if len(probed := captions.spread(16)):
         towers.check_padding(captions.tokens(probed).to(world.device), captions.columns(probed))
-    arithmetic = count_arithmetic(towers, captions.context, world.size, half=_half(config, world))
+    images, texts = (float((part >= 0).mean()) for part in (pairs.image, pairs.caption))
+    half = _half(config, world)
+    arithmetic = count_arithmetic(towers, captions.context, world.size, half=half, images=images, texts=texts)
     workers = config.data.workers if config.data.workers is not None else default_workers()
-    groups = np.stack([captions.distinct[pairs.caption], pairs.image], axis=1)
+    groups = np.stack([np.append(captions.distinct, -1)[pairs.caption], pairs.image], axis=1)
     batches = Batches(
         plan=BatchPlan(pairs, schedule, config.seed),
         captions=captions,
@@ -179,6 +180,17 @@ def prepare(config: RunConfig, world: World) -> Run:
         # Scores of other rows, or by another metric, are not compared.
         progress, judge_before = Progress(progress.step, monitor.judge), progress.judge
     return Run(config, world, batches, update, average, monitor, record, progress, tokenizer, arithmetic, judge_before)
+
+
+def _find_rows(config: RunConfig, store: FeatureStore) -> tuple[TeacherFeatures | None, Pairs]:
+    teachers, unpaired = None, config.data.unpaired
+    if config.loss.teacher_terms:
+        if not store.teachers:
+            raise UserError(f"{store.root} has no teachers to learn from; `mmkd extract` adds them")
+        slugs = config.teachers or tuple(store.teachers)
+        teachers = TeacherFeatures(store, slugs, config.selection, unpaired=unpaired)
+    wanted = teachers.any_available() if teachers is not None else None
+    return teachers, training_pairs(store, config.where, wanted, config.batch_size, unpaired=unpaired)
 
 
 def default_workers() -> int:

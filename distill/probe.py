@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
+from mmkd.base.text import counted
 from mmkd.distill.config import RunConfig
 from mmkd.distill.logs import memory_bytes
 from mmkd.distill.prepare import Run, prepare
@@ -19,7 +20,8 @@ _SECONDS = 20.0
 class Estimate:
     """Size and duration of a run on this machine, with the ranks that measured it."""
 
-    pairs: int
+    rows: dict[str, int]
+    """See `Pairs.counts`."""
     teachers: tuple[str, ...]
     student_parameters: int
     other_parameters: int
@@ -49,7 +51,8 @@ class Estimate:
 
     def lines(self) -> Iterator[str]:
         """Yield the estimate as a user reads it."""
-        yield f"pairs          {self.pairs:,}; teachers: {', '.join(self.teachers) or 'none asked'}"
+        rows = ", ".join(counted(count, name) for name, count in self.rows.items())
+        yield f"rows           {rows}; teachers: {', '.join(self.teachers) or 'none asked'}"
         yield f"parameters     {self.student_parameters:,} student, {self.other_parameters:,} beside it"
         yield (
             f"memory         {self.memory_bytes / 1e9:.2f} GB on each of {self.ranks} x {self.device}"
@@ -75,13 +78,13 @@ def estimate(config: RunConfig, say: Callable[[str], None] = print) -> Estimate 
         seconds, terms = _probe(run)
         if not world.first:
             return None
-        teachers, model, rows = run.batches.teachers, run.update.model, run.batches.plan.pairs.rows
-        counts = teachers.count_pairs(rows) if teachers else {}
+        teachers, model, pairs = run.batches.teachers, run.update.model, run.batches.plan.pairs
+        counts = teachers.count_rows(pairs.rows) if teachers else {}
         weights = sum(value.nbytes for value in model.state_dict().values())
         moments = sum(2 * parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
         average = sum(value.nbytes for value in run.average.values.values()) if run.average else 0
         return Estimate(
-            pairs=len(rows),
+            rows=pairs.counts,
             teachers=tuple(slug for slug, count in counts.items() if count),
             student_parameters=run.parameters,
             other_parameters=sum(parameter.numel() for parameter in model.objective.parameters()),

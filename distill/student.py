@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -24,7 +24,7 @@ from torch import nn
 from torchvision.transforms import Compose, Normalize, PILToTensor, ToTensor
 from transformers import AutoConfig, AutoModel
 
-from mmkd.base.errors import ConfigError, cause
+from mmkd.base.errors import ConfigError, faults_as
 from mmkd.distill.config import StudentConfig, TowerWeights
 from mmkd.distill.pairs import Tokenize
 from mmkd.distill.presets import SCHEMES
@@ -38,13 +38,7 @@ _ERRORS = (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeE
 _ERRORS += (UnpicklingError, SafetensorError)
 
 
-@contextmanager
-def _one_line(fault: str, advice: str = "") -> Iterator[None]:
-    """Turn an error of these libraries into a ConfigError of one line."""
-    try:
-        yield
-    except _ERRORS as error:
-        raise ConfigError(f"{fault} ({cause(error)}){advice}") from error
+_one_line = partial(faults_as, ConfigError, _ERRORS)
 
 
 def model_config(model: str) -> dict[str, Any]:
@@ -307,6 +301,8 @@ class Towers(nn.Module):
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """Encode uint8 (B, 3, H, W) to (B, D), after the arithmetic of torchvision's ToTensor and Normalize."""
+        if not len(images):  # as one blank image, left out: many networks fail on none, and ranks wait for gradients
+            return self.encode_images(images.new_zeros(1, 3, *image_size(self.student)))[:0]
         pixels = images.float().div(255).sub(self.mean).div(self.std)
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return self._encode_pixels(pixels.contiguous(memory_format=layout))
@@ -323,6 +319,8 @@ class Towers(nn.Module):
     def encode_tokens(self, tokens: torch.Tensor, columns: Sequence[int] = ()) -> torch.Tensor:
         """Encode int64 (B, L) to (B, D); with `cuts_padding` and the columns that each row needs (B,), in groups of
         rows of like length. The features are those of padded rows up to rounding, see `check_padding`."""
+        if not len(tokens):
+            return self.encode_tokens(tokens.new_ones(1, tokens.shape[1]))[:0]
         if not self.cuts_padding or len(columns) != len(tokens):
             return self._encode_padded(tokens)
         groups = length_groups(columns, _GROUP_COST.get(tokens.device.type, _GROUP_COST["cuda"]))

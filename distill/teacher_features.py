@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mmkd.store import FeatureStore
 from mmkd.store.array import FeatureArray
-from mmkd.store.layout import TOWERS, Tower
+from mmkd.store.layout import SOUND_BIT, TOWERS, Tower
 
 # Of the device memory that is free before training: the rest is for weights, their moments and activations.
 RESIDENT_SHARE = 0.5
@@ -22,8 +22,7 @@ RESIDENT_SHARE = 0.5
 @dataclass(frozen=True)
 class TeacherTargets:
     """One teacher's features for the B rows of a batch. image, text: (B, E), E its width, in the store's own type, as
-    stored; rows that the teacher lacks are zero, and so is a tower that it has not. present: bool (B,), where it has
-    all its towers."""
+    stored; what the teacher lacks is zero. present: bool (B, 2), where its image, its text is there and teaches."""
 
     image: torch.Tensor
     text: torch.Tensor
@@ -33,11 +32,19 @@ class TeacherTargets:
         """Return the same rows on `device`; from pinned memory without waiting."""
         return TeacherTargets(*(part.to(device, non_blocking=True) for part in (self.image, self.text, self.present)))
 
+    def masked(self, has: torch.Tensor) -> TeacherTargets:
+        """Return the same rows, present only where `has`, bool (B, 2), is True."""
+        return replace(self, present=self.present & has.to(self.present.device))
+
 
 class TeacherFeatures:
     """Rows of all teachers of a run. Mapped, only the rows of a batch are ever read."""
 
-    def __init__(self, store: FeatureStore, slugs: Sequence[str], selection: str | None = None) -> None:
+    def __init__(
+        self, store: FeatureStore, slugs: Sequence[str], selection: str | None = None, *, unpaired: bool = False
+    ) -> None:
+        """A teacher teaches a row of which it has the features of all its towers, if the selection keeps the pair. With
+        `unpaired` also one of which it has one feature of two, which no selection judges."""
         self.slugs = tuple(slugs)
         self.cards = {slug: store.card(slug) for slug in slugs}
         self.dims = tuple(card.dim for card in self.cards.values())
@@ -47,19 +54,26 @@ class TeacherFeatures:
             for slug, card in self.cards.items()
         ]
         available, order = store.available(selection), list(store.teachers)
-        self._sound = [torch.from_numpy(available[:, order.index(slug)].copy()) for slug in slugs]
+        self._there: list[torch.Tensor] = []
+        """Bits of each row as in `valid`, 0 where the teacher does not teach it."""
+        for slug, card in self.cards.items():
+            there = available[:, order.index(slug)] * np.uint8(card.all_sound)
+            if unpaired:
+                valid = store.valid(slug)
+                there = np.where(valid == card.all_sound, there, valid)
+            self._there.append(torch.from_numpy(there))
         self._device = torch.device("cpu")
         self.resident_bytes = 0
         """Features held in memory of this process or its device."""
 
     def any_available(self) -> NDArray[np.bool_]:
-        """Return where at least one teacher has the features of all its towers, bool (N,)."""
-        return torch.stack(self._sound).any(dim=0).numpy()
+        """Return where at least one teacher teaches, bool (N,)."""
+        return (torch.stack(self._there) > 0).any(dim=0).numpy()
 
-    def count_pairs(self, rows: NDArray[np.int64]) -> dict[str, int]:
-        """Count the rows of these of which each teacher has the features of all its towers."""
+    def count_rows(self, rows: NDArray[np.int64]) -> dict[str, int]:
+        """Count the rows of these that each teacher teaches."""
         picked = torch.from_numpy(rows).to(self._device)
-        return {slug: int(sound[picked].sum()) for slug, sound in zip(self.slugs, self._sound, strict=True)}
+        return {slug: int((there[picked] > 0).sum()) for slug, there in zip(self.slugs, self._there, strict=True)}
 
     @property
     def bytes(self) -> int:
@@ -80,16 +94,16 @@ class TeacherFeatures:
             return torch.from_numpy(np.array(part[:])).to(device)
 
         self._parts = [{tower: copy(part) for tower, part in parts.items()} for parts in self._parts]
-        self._sound = [tensor.to(device) for tensor in self._sound]
+        self._there = [tensor.to(device) for tensor in self._there]
         self._device, self.resident_bytes = device, self.bytes
 
     def gather(self, rows: NDArray[np.int64]) -> tuple[TeacherTargets, ...]:
         """Return all teachers' features of these rows, in the order of `slugs`: on the device when resident, else
         pinned."""
         picked, targets = torch.from_numpy(rows).to(self._device), []
-        for parts, dim, sound in zip(self._parts, self.dims, self._sound, strict=True):
-            present = sound[picked]
-            image, text = (self._select(parts.get(tower), dim, picked, present) for tower in TOWERS)
+        for parts, dim, there in zip(self._parts, self.dims, self._there, strict=True):
+            present = torch.stack([(there[picked] & SOUND_BIT[tower]) > 0 for tower in TOWERS], dim=1)
+            image, text = (self._select(parts.get(tower), dim, picked, present[:, n]) for n, tower in enumerate(TOWERS))
             targets.append(TeacherTargets(image, text, present))
         return tuple(targets)
 

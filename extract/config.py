@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
 from mmkd.base.config import Frozen
 from mmkd.base.errors import ConfigError
+from mmkd.base.images.recipe import Recipe
 from mmkd.base.places.remote import StorePath, as_root
 from mmkd.extract.cluster_config import ClusterConfig
 from mmkd.extract.corpora import Corpus, open_corpus
@@ -75,8 +76,12 @@ class ExtractConfig(Frozen):
     require: Require | None = None
     """Rows without this (an image, a caption, or both) are failed; `images` and `texts` allow the other to be missing.
     When not given, a row with one side of a corpus of pairs is `partial`."""
+    rows_per_shard: Literal[256, 512, 1024, 2048, 4096, 8192, 16384] | None = None
+    """Of a new store; chosen by rows and workers when not given."""
     retry_failed: bool = False
     """Also retry images that failed before."""
+    recipes: tuple[Recipe, ...] = ()
+    """Pictures to make of every image besides: views."""
     keep_inputs: int | None = Field(default=None, gt=0)
     """Pixels of the shorter side of JPEGs to keep for training; none are kept when not given."""
     max_failures: FailureLimit | None = None

@@ -2,7 +2,7 @@
 shard boundary, so that no chunk holds rows of two corpora; the grid rows in between are absent."""
 
 import importlib.metadata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -17,16 +17,17 @@ from mmkd.base.lock import LOCK_FILE, only_writer
 from mmkd.base.places.remote import StorePath
 from mmkd.store.card import TeacherCard, read_card, read_cards
 from mmkd.store.chunk import encode_chunk, pad_rows
-from mmkd.store.encoding import VALID, ArraySpec, CosineError, cosine_error, decode_rows, encode_rows
-from mmkd.store.hierarchy import array_document, encode_document, group_document, is_there, write_document
+from mmkd.store.encoding import VALID, ArraySpec, CosineError, all_errors, cosine_error, decode_rows, encode_rows
+from mmkd.store.hierarchy import array_document, encode_document, group_document, write_document
 from mmkd.store.layout import (
     FORMAT_VERSION,
-    SHARDS_PER_PACK,
+    MAX_SHARDS,
     SOUND_BIT,
     Tower,
     rows_per_shard,
     sample_part,
     shard_count,
+    shards_per_pack,
     teacher_group,
 )
 from mmkd.store.ledger import (
@@ -38,7 +39,7 @@ from mmkd.store.ledger import (
     write_entry,
 )
 from mmkd.store.record import CorpusRecord, Store, StoreRecord, read_record
-from mmkd.store.samples import encode_part, read_part, sample_schema, with_labels, write_part
+from mmkd.store.samples import PartFiles, encode_part, read_part, sample_schema, with_labels, write_part
 
 
 @dataclass(frozen=True)
@@ -54,27 +55,55 @@ class ShardFeatures:
 
 
 def create_store(
-    root: StorePath, corpus: CorpusRecord, index: pa.Table, shards_per_pack: int = SHARDS_PER_PACK
+    root: StorePath,
+    corpus: CorpusRecord,
+    index: pa.Table,
+    per_shard: int | None = None,
+    per_pack: int | None = None,
+    *,
+    further: Sequence[tuple[CorpusRecord, pa.Table]] = (),
 ) -> Store:
-    """Create a store for an indexed corpus. `index`: one row per input in grid order, columns of `sample_schema`.
-    `shards_per_pack`: a power of two. Raises StoreError if `root` cannot be written, or holds anything but an
-    interrupted `create_store`."""
+    """Create a store for an indexed corpus. `index`: one row per input in grid order, columns of `sample_schema`. Rows
+    in a shard, shards in a pack: powers of two; chosen by the rows when not given. `further`: corpora behind it,
+    numbered from shard boundaries on. Raises StoreError if `root` cannot be written, or holds anything but an
+    interrupted `create_store`; UserError for more shards than a store may have."""
     refuse_strangers(root)
-    per_shard = rows_per_shard(corpus.rows)
-    schema = sample_schema(corpus.labels)
-    for shard in range(shard_count(corpus.rows, per_shard)):
-        write_part(root, shard, index.slice(shard * per_shard, per_shard).cast(schema).combine_chunks())
+    per_shard = per_shard or rows_per_shard(corpus.rows)
+    rows = _grid_end(0, [corpus, *(more for more, _ in further)], per_shard)
+    if shard_count(rows, per_shard) > MAX_SHARDS:
+        raise UserError(
+            f"{rows:,} rows are more than {MAX_SHARDS:,} shards of {per_shard:,}, which a store may have; use larger "
+            "shards, or a store for each part of the corpus"
+        )
     record = StoreRecord(
         format=FORMAT_VERSION,
-        rows=corpus.rows,
+        rows=rows,
         rows_per_shard=per_shard,
-        shards_per_pack=shards_per_pack,
+        shards_per_pack=per_pack or shards_per_pack(corpus.rows, per_shard),
         corpus=corpus,
+        appended=tuple(more for more, _ in further),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={name: importlib.metadata.version(name) for name in ("mmkd", "zarr", "numpy", "pyarrow")},
     )
+    _write_parts(root, record, [index, *(table for _, table in further)])
     write_document(root / "zarr.json", group_document(record.model_dump(mode="json")))
     return Store(root, record)
+
+
+def _grid_end(start: int, corpora: Iterable[CorpusRecord], per_shard: int) -> int:
+    """Return the number of grid rows once these corpora follow `start` rows, each from a shard boundary on."""
+    for corpus in corpora:
+        start = shard_count(start, per_shard) * per_shard + corpus.rows
+    return start
+
+
+def _write_parts(root: StorePath, record: StoreRecord, tables: Sequence[pa.Table]) -> None:
+    """Write the sample parts of the last corpora of a record, which have these rows."""
+    schema = sample_schema(record.labels)
+    for span, table in zip(record.spans()[-len(tables) :], tables, strict=True):
+        for shard in span.shards:
+            part = table.slice(shard * record.rows_per_shard - span.rows.start, record.rows_per_shard)
+            write_part(root, shard, with_labels(part, schema).cast(schema).combine_chunks())
 
 
 def refuse_strangers(root: StorePath) -> None:
@@ -87,19 +116,22 @@ def refuse_strangers(root: StorePath) -> None:
         raise StoreError(f"{root} is not empty (found {found}) and not an mmkd store; name a new folder for the store")
 
 
-def append_rows(store: Store, corpus: CorpusRecord, index: pa.Table) -> Store:
-    """Append the rows of another corpus; return the longer store. `index`: as in `create_store`, `row` from
-    `first_new_row`. Labels of one side become null columns of the other. Raises StoreError if the store cannot be
+def append_rows(
+    store: Store,
+    corpus: CorpusRecord,
+    index: pa.Table,
+    *,
+    further: Sequence[tuple[CorpusRecord, pa.Table]] = (),
+) -> Store:
+    """Append the rows of another corpus; return the longer store. `index` and `further`: as in `create_store`, `row`
+    from `first_new_row`. Labels of one side become null columns of the other. Raises StoreError if the store cannot be
     written, or another process changed it; ValueError for too many shards."""
-    first = first_new_row(store.record)
-    content = store.record.model_dump() | {"rows": first + corpus.rows, "appended": (*store.record.appended, corpus)}
+    corpora = [corpus, *(more for more, _ in further)]
+    rows = _grid_end(store.record.rows, corpora, store.record.rows_per_shard)
+    content = store.record.model_dump() | {"rows": rows, "appended": (*store.record.appended, *corpora)}
     longer = StoreRecord.model_validate(content)
-    per_shard = store.record.rows_per_shard
-    schema = sample_schema(longer.labels)
     _refuse_other(store)  # another writer's new rows may be there
-    for shard in longer.spans()[-1].shards:
-        part = index.slice(shard * per_shard - first, per_shard)
-        write_part(store.root, shard, with_labels(part, schema).cast(schema).combine_chunks())
+    _write_parts(store.root, longer, [index, *(table for _, table in further)])
     _refuse_other(store)
     # From here on the rows belong to the store; until here readers ignore the new parts.
     write_document(store.root / "zarr.json", group_document(longer.model_dump(mode="json")))
@@ -121,9 +153,9 @@ def first_new_row(record: StoreRecord) -> int:
 def finish_append(store: Store) -> None:
     """Bring older sample parts and array documents to the record, as after an interrupted `append_rows`."""
     schema = sample_schema(store.record.labels)
-    unfolded = False
+    unfolded, files = False, PartFiles(store.root)
     for shard in range(store.shards):
-        if not is_there(store.root / sample_part(shard)):
+        if shard not in files:
             continue  # dropped by a repair: the next extraction lists it again
         table, _ = read_part(store.root, shard)
         if table.schema.equals(schema):
@@ -144,7 +176,8 @@ def finish_append(store: Store) -> None:
 
 
 def move_corpus(root: StorePath, corpus_root: StorePath, number: int = 0) -> Store:
-    """Note that the files of corpus `number`, counted from 0, are below `corpus_root` now. Raises UserError if there is
+    """Note that the files of corpus `number`, counted from 0, are below `corpus_root` now, also for what a recipe makes
+    of them. Raises UserError if there is
     no such corpus; StoreError if `root` is no store or cannot be written; BusyStoreError."""
     read_record(root)
     with only_writer(root, "mmkd store relocate"):
@@ -152,7 +185,9 @@ def move_corpus(root: StorePath, corpus_root: StorePath, number: int = 0) -> Sto
         corpora = [span.corpus for span in record.spans()]
         if number >= len(corpora):
             raise UserError(f"{root} has no corpus {number}; it has {len(corpora)}, counted from 0")
-        corpora[number] = corpora[number].model_copy(update={"root": str(corpus_root.resolve())})
+        for place, corpus in enumerate(corpora):
+            if place == number or (corpus.recipe or {}).get("corpus") == number:
+                corpora[place] = corpus.model_copy(update={"root": str(corpus_root.resolve())})
         moved = record.model_copy(update={"corpus": corpora[0], "appended": tuple(corpora[1:])})
         write_document(root / "zarr.json", group_document(moved.model_dump(mode="json")))
     return Store(root, moved)
@@ -219,12 +254,7 @@ def note_encoding_error(store: Store, slug: str) -> None:
         return
     measured = {}
     for tower in card.towers:
-        found = ((getattr(entry, f"{tower}_error"), entry.sound_rows(tower)) for entry in entries)
-        errors = [(error, rows) for error, rows in found if error is not None]
-        rows = sum(count for _, count in errors)
-        mean = sum(error.mean * count for error, count in errors) / max(rows, 1)
-        worst = max((error.worst for error, _ in errors), default=0.0)
-        measured[tower] = CosineError(mean=float(f"{mean:.2e}"), worst=worst)
+        measured[tower] = all_errors((getattr(entry, f"{tower}_error"), entry.sound_rows(tower)) for entry in entries)
     if card.encoding_error != measured:
         noted = card.model_copy(update={"encoding_error": measured})
         write_document(store.root / teacher_group(slug) / "zarr.json", group_document(noted.model_dump(mode="json")))

@@ -13,7 +13,7 @@ from mmkd.base.errors import ConfigError, CorpusError, StoreError
 from mmkd.base.files import list_folder
 from mmkd.base.places.remote import StorePath
 from mmkd.base.text import counted
-from mmkd.cli.params import ALLOW_LOSS, JSON, STORE_PATH, echo, progress_bar
+from mmkd.cli.params import ALLOW_LOSS, ANY_PATH, JSON, STORE_PATH, echo, progress_bar
 from mmkd.store import FeatureStore
 from mmkd.store.convert.clip_retrieval import ClipRetrievalFolder, export_npy
 from mmkd.store.convert.exports import export_archive, export_parquet, export_safetensors
@@ -26,13 +26,12 @@ if TYPE_CHECKING:
 
 
 @click.command("import")
-@click.argument("original", type=click.Path(path_type=Path))
+@click.argument("original", type=ANY_PATH)
 @STORE_PATH
 @click.option(
     "--features",
     type=click.Choice(["clips_output", "clips_project_output"]),
     default="clips_output",
-    show_default=True,
     help="File of the original release: the teachers' own features, or those mapped to 512 values.",
 )
 @click.option(
@@ -40,12 +39,7 @@ if TYPE_CHECKING:
     type=click.Choice(ENCODINGS),
     help="float16 takes half the space of float32, int8 a quarter.  [default: one that keeps every value]",
 )
-@click.option(
-    "--name",
-    default="clip-retrieval",
-    show_default=True,
-    help="Name of the teacher of a clip-retrieval folder or of bags.",
-)
+@click.option("--name", default="clip-retrieval", help="Name of the teacher of a clip-retrieval folder or of bags.")
 @ALLOW_LOSS
 @JSON
 def import_(
@@ -90,7 +84,7 @@ def _source(original: Path, features: str, name: str, allow_loss: tuple[str, ...
 
 @click.command()
 @STORE_PATH
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=ANY_PATH)
 @click.option(
     "--layout",
     type=click.Choice(["npy", "parquet", "safetensors", "original", "zarr"]),
@@ -106,11 +100,15 @@ def _source(original: Path, features: str, name: str, allow_loss: tuple[str, ...
     "--images",
     type=click.Choice(["link", "copy", "none"]),
     default="none",
-    show_default=True,
     help="For --layout original: put the images below OUT, where the release's loader looks for them.",
 )
 @ALLOW_LOSS
 @click.option("--codec", type=click.Choice(CODECS), help="Compression of --layout zarr.")
+@click.option(
+    "--keep-bits",
+    type=click.IntRange(1, 22),
+    help="For --layout zarr: round features to this many bits of the mantissa; float16 has 10.  [default: all]",
+)
 def export(
     path: StorePath,
     out: Path,
@@ -119,10 +117,13 @@ def export(
     images: ImageMode,
     allow_loss: tuple[str, ...],
     codec: str | None,
+    keep_bits: int | None,
 ) -> None:
     """Write a store's features in another layout, into a new folder."""
     if (codec is not None) != (layout == "zarr"):
         raise ConfigError("--codec and --layout zarr belong together, for example --layout zarr --codec zstd")
+    if keep_bits is not None and layout != "zarr":
+        raise ConfigError("--keep-bits belongs to --layout zarr")
     if (file is not None or images != "none") and layout != "original":
         raise ConfigError("--file and --images belong to --layout original")
     if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
@@ -132,9 +133,11 @@ def export(
     if layout in writers:
         what = counted(writers[layout](source, out, allow_loss), "part" if layout == "npy" else "file")
     elif codec is not None:
-        report = export_archive(source, out, codec, allow_loss)
+        report = export_archive(source, out, codec, allow_loss, keep_bits)
         share = report.archived / max(report.stored, 1)
         what = f"{report.arrays} arrays, {report.archived:,} bytes ({share:.1%} of {report.stored:,})"
+        if error := report.error:
+            what += f", rounded (1 - cosine: mean {error.mean:.1e}, worst {error.worst:.1e})"
     else:
         from mmkd.store.convert.original_export import export_original, imported_files
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from mmkd.base.arrays import Ints, Singles
 from mmkd.store.inspect.neighbors import nearest_rows
 from mmkd.store.inspect.rows import sample_rows
 from mmkd.store.inspect.sampling import draw_inputs, truly_sound, unit
@@ -119,11 +119,9 @@ def _counts(column: pa.ChunkedArray) -> dict[str, int]:
     return dict(sorted(Counter(column.drop_null().to_pylist()).items()))
 
 
-def _view_teacher(
-    store: FeatureStore, slug: str, row: int, others: NDArray[np.int64], searched: NDArray[np.int64], k: int
-) -> TeacherView:
+def _view_teacher(store: FeatureStore, slug: str, row: int, others: Ints, searched: Ints, k: int) -> TeacherView:
     valid, towers = store.valid(slug), store.card(slug).towers
-    bits = int(valid[row])
+    bits, shard = int(valid[row]), row // store.record.rows_per_shard
     sound = {tower: store.features(slug, tower)[row] for tower in towers if bits & SOUND_BIT[tower]}
     norms = {tower: float(np.linalg.norm(values.astype(np.float64))) for tower, values in sound.items()}
     cosine = caption_rank = image_rank = None
@@ -146,7 +144,7 @@ def _view_teacher(
         near = tuple(Neighbor(n, s["key"], value, s["caption"]) for n, value, s in found if n != row)[:k]
     return TeacherView(
         slug=slug,
-        extracted=(row // store.record.rows_per_shard, slug) in store.ledger,
+        extracted=(shard, slug) in store.ledger or not store.record.asked_towers(shard, store.card(slug)),
         image_norm=norm if math.isfinite(norm := norms.get("image", math.nan)) else None,
         text_norm=norm if math.isfinite(norm := norms.get("text", math.nan)) else None,
         cosine=cosine,
@@ -158,6 +156,6 @@ def _view_teacher(
     )
 
 
-def _rank(others: NDArray[np.float32], own: float | None) -> int | None:
+def _rank(others: Singles, own: float | None) -> int | None:
     # Half of 1e-6 forgives the rounding between one product and many: an equal caption is no better one.
     return None if own is None else 1 + int(np.count_nonzero(others > own + 5e-7))
