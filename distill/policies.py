@@ -22,6 +22,8 @@ _KNOWN_CAPTIONS = 4096
 """Captions with which images are compared to see whether a teacher knows them, spread evenly over the run's."""
 _KNOWN_IMAGES = 4096
 """Likewise of images, for captions."""
+_LOOKED_AT = 1 << 20
+"""Rows, spread evenly, among which different captions are looked for."""
 _SURE = 0.5
 """Standard deviations by which one teacher's score exceeds another's when it is e times as sure to know a row."""
 _ROWS_AT_ONCE = 1024
@@ -199,7 +201,8 @@ def make_policy(
     judged = teachers.gather(rows[_spread(len(rows), _STANDARD_ROWS)])
     if config.by == "caption":
         return Policy(config, seed, standard=Standard.of(judged))
-    first = np.unique(groups[:, 0], return_index=True)[1]
+    some = _spread(len(rows), _LOOKED_AT)
+    first = some[np.sort(np.unique(groups[some, 0], return_index=True)[1])]
     texts = teachers.gather(rows[first[_spread(len(first), _KNOWN_CAPTIONS)]])
     standard, text_standard = Standard.of(judged, _known(teachers.slugs, texts, device)), None
     if config.keys == "known":

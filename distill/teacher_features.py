@@ -34,10 +34,22 @@ class TeacherTargets:
         return TeacherTargets(*(part.to(device, non_blocking=True) for part in (self.image, self.text, self.present)))
 
 
+def pack_available(available: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Return bool (N, T) as bits, uint8 (N, T / 8): what a run keeps of a hundred million rows."""
+    return np.packbits(available, axis=1)
+
+
 class TeacherFeatures:
     """Rows of all teachers of a run. Mapped, only the rows of a batch are ever read."""
 
-    def __init__(self, store: FeatureStore, slugs: Sequence[str], selection: str | None = None) -> None:
+    def __init__(
+        self,
+        store: FeatureStore,
+        slugs: Sequence[str],
+        selection: str | None = None,
+        available: NDArray[np.uint8] | None = None,
+    ) -> None:
+        """Open the features of teachers. `available`: `pack_available` of these teachers, where it is known already."""
         self.slugs = tuple(slugs)
         self.cards = {slug: store.card(slug) for slug in slugs}
         self.dims = tuple(card.dim for card in self.cards.values())
@@ -46,20 +58,27 @@ class TeacherFeatures:
             {tower: as_tensor(store.features(slug, tower)) for tower in card.towers}
             for slug, card in self.cards.items()
         ]
-        available, order = store.available(selection), list(store.teachers)
-        self._sound = [torch.from_numpy(available[:, order.index(slug)].copy()) for slug in slugs]
+        if available is None:
+            order = list(store.teachers)
+            available = pack_available(store.available(selection)[:, [order.index(slug) for slug in slugs]])
+        self._available = available
         self._device = torch.device("cpu")
         self.resident_bytes = 0
         """Features held in memory of this process or its device."""
 
     def any_available(self) -> NDArray[np.bool_]:
         """Return where at least one teacher has the features of all its towers, bool (N,)."""
-        return torch.stack(self._sound).any(dim=0).numpy()
+        found: NDArray[np.bool_] = self._available.any(axis=1)
+        return found
 
     def count_pairs(self, rows: NDArray[np.int64]) -> dict[str, int]:
         """Count the rows of these of which each teacher has the features of all its towers."""
-        picked = torch.from_numpy(rows).to(self._device)
-        return {slug: int(sound[picked].sum()) for slug, sound in zip(self.slugs, self._sound, strict=True)}
+        counts = self._present(rows).sum(axis=0)
+        return dict(zip(self.slugs, counts.tolist(), strict=True))
+
+    def _present(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return where each teacher has all its towers, bool (B, T)."""
+        return np.unpackbits(self._available[rows], axis=1, count=len(self.slugs)).astype(bool)
 
     @property
     def bytes(self) -> int:
@@ -80,15 +99,14 @@ class TeacherFeatures:
             return torch.from_numpy(np.array(part[:])).to(device)
 
         self._parts = [{tower: copy(part) for tower, part in parts.items()} for parts in self._parts]
-        self._sound = [tensor.to(device) for tensor in self._sound]
         self._device, self.resident_bytes = device, self.bytes
 
     def gather(self, rows: NDArray[np.int64]) -> tuple[TeacherTargets, ...]:
         """Return all teachers' features of these rows, in the order of `slugs`: on the device when resident, else
         pinned."""
         picked, targets = torch.from_numpy(rows).to(self._device), []
-        for parts, dim, sound in zip(self._parts, self.dims, self._sound, strict=True):
-            present = sound[picked]
+        have = torch.from_numpy(np.ascontiguousarray(self._present(rows).T)).to(self._device)
+        for parts, dim, present in zip(self._parts, self.dims, have, strict=True):
             image, text = (self._select(parts.get(tower), dim, picked, present) for tower in TOWERS)
             targets.append(TeacherTargets(image, text, present))
         return tuple(targets)
