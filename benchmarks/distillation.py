@@ -218,7 +218,7 @@ class Teachers:
 
     def gather(self, rows: np.ndarray) -> tuple[TeacherTargets, ...]:
         """See `TeacherFeatures.gather`."""
-        there = torch.ones(len(rows), dtype=torch.bool)
+        there = torch.ones(len(rows), 2, dtype=torch.bool)
         return tuple(TeacherTargets(a[rows], b[rows], there) for a, b in zip(self.image, self.text, strict=True))
 
 

@@ -32,8 +32,8 @@ from mmkd.benchmarks.released_layout import FOLDER, WIDTHS, ReleasedRows, croppe
 from mmkd.benchmarks.result import Row, main
 from mmkd.benchmarks.scale import private_mb
 from mmkd.distill.batches import BatchPlan, Schedule, one_ahead
+from mmkd.distill.image_places import ImagePlaces
 from mmkd.distill.images import CorpusImages, image_batches
-from mmkd.distill.pairs import ImagePlaces
 from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.store import FeatureStore
 from mmkd.store.convert.importing import import_features

@@ -169,7 +169,7 @@ def plan_of(root: Path) -> BatchPlan:
     store = FeatureStore.open(root)
     source = PairSource(store, "", tuple(store.teachers), None, word_tokens)
     pairs = open_pairs(root.parent / "run", source, World(torch.device("cpu")))
-    TeacherFeatures(store, source.slugs, available=pairs.available)
+    TeacherFeatures(store, source.slugs, taught=pairs.bits)
     return BatchPlan(pairs.rows, Schedule(len(pairs.rows), BATCH, 2), SEED)
 
 

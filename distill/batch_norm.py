@@ -35,6 +35,15 @@ def prepare_batch_norms(module: nn.Module, kind: Literal["sync", "frozen"], worl
         norm.train(kind == "sync")
 
 
+def refuse_batch_norms(module: nn.Module) -> None:
+    """Raise ConfigError if a batch norm learns: its statistics want the same number of images in every rank."""
+    if any(norm.training for norm in batch_norms(module)):
+        raise ConfigError(
+            "data.unpaired: rows without an image leave ranks and pieces of a step with different numbers of images, "
+            "and the student's batch norms learn; set compute.batch_norm: frozen, or leave such rows out with `where`"
+        )
+
+
 class _Frozen(nn.Module):
     def train(self, mode: bool = True) -> _Frozen:
         return super().train(mode=False)

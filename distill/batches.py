@@ -29,10 +29,11 @@ Piece = tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]
 @dataclass(frozen=True)
 class Batch:
     """This rank's share of one step; the shares of all ranks, in order of rank, are the step's batch. rows: int64 (B,)
-    grid rows. positions: int64 (B,), place of each row in its epoch's order. images: uint8 (B, 3, H, W). tokens: int64
-    (B, L), padded to the context. columns: (B,), how many of the L columns each row needs. groups: int64 (B, 2),
-    numbers of the row's tokens and of its image: rows that share either are positives of each other. targets: one for
-    each teacher, in the order of the run's teachers; empty when no teacher is asked."""
+    grid rows. positions: int64 (B,), place of each row in its epoch's order. images: uint8 (I, 3, H, W) of the I rows
+    with one. tokens: int64 (J, L) of the J rows with a caption, padded to the context. columns: (J,), how many of the L
+    columns each needs. groups: int64 (B, 2), numbers of the row's tokens and of its image, -1 for none: pairs that
+    share either are positives of each other. targets: one for each teacher, in the order of the run's teachers; empty
+    when no teacher is asked. has: bool (B, 2), which rows have an image, a caption; None when all have both."""
 
     step: int
     epoch: int
@@ -43,19 +44,37 @@ class Batch:
     columns: tuple[int, ...]
     groups: torch.Tensor
     targets: tuple[TeacherTargets, ...]
+    has: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def pieces(self, size: int) -> Iterator[Piece]:
-        """Yield images, tokens and columns of `size` rows at a time, for towers that cannot hold the whole share."""
-        for first in range(0, len(self), size):
+        """Yield `size` images and tokens with columns at a time, for towers that cannot hold the whole share."""
+        for first in range(0, max(len(self.images), len(self.tokens)), size):
             span = slice(first, first + size)
             yield self.images[span], self.tokens[span], self.columns[span]
 
+    def counts(self, world: World) -> dict[str, float]:
+        """Count pairs, lone images and lone texts of all ranks; nothing when all rows are pairs."""
+        if self.has is None:
+            return {}
+        image, text = self.has.unbind(1)
+        found = world.sum(torch.stack([(image & text).sum(), (image & ~text).sum(), (text & ~image).sum()])).tolist()
+        return dict(zip(("rows/pairs", "rows/lone_images", "rows/lone_texts"), map(float, found), strict=True))
+
+    def spread(self, image: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return features of the images (I, D) and of the tokens (J, D) as (B, D) each, 0 for rows without."""
+        if self.has is None:
+            return image, text
+        blank = image.new_zeros(len(self), image.shape[1])
+        masks = self.has[:, :, None].expand(-1, -1, image.shape[1]).unbind(1)
+        return blank.masked_scatter(masks[0], image), blank.masked_scatter(masks[1], text)
+
     def to(self, device: torch.device) -> Batch:
         """Return the same batch on `device`; from pinned memory without waiting."""
-        names = ("positions", "images", "tokens", "groups")
+        names: tuple[str, ...] = ("positions", "images", "tokens", "groups")
+        names += () if self.has is None else ("has",)
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
         return replace(self, targets=tuple(target.to(device) for target in self.targets), **moved)
 
@@ -127,8 +146,9 @@ class Batches:
     def from_step(self, first: int) -> Generator[Batch, None, None]:
         """Yield this rank's batches from step `first` on, with workers one ahead. Raises UserError if an image is
         gone."""
-        world = self.world
-        wanted = ((epoch, share(rows, world.rank, world.size)) for _, epoch, _, rows in self._reached(first))
+        world, pairs = self.world, self.pairs
+        parts = ((epoch, share(rows, world.rank, world.size)) for _, epoch, _, rows in self._reached(first))
+        wanted = ((epoch, rows[pairs.groups[pairs.numbers(rows), 1] >= 0]) for epoch, rows in parts)
         # Here, not in the thread below: a process forked from an executor's thread joins that thread, itself, when it
         # ends, fails at it, and its exit status stops the run.
         made = self._assemble(first, self.pictures(wanted, self.plan.seed, self.workers))
@@ -147,20 +167,25 @@ class Batches:
             yield from self._batches(first, pixels)
 
     def _batches(self, first: int, pixels: Iterator[torch.Tensor]) -> Iterator[Batch]:
-        world = self.world
+        world, pairs = self.world, self.pairs
         for images, (step, epoch, start, all_rows) in zip(pixels, self.plan.steps(first), strict=True):
             rows = share(all_rows, world.rank, world.size)
-            numbers = self.pairs.numbers(rows)
+            numbers = pairs.numbers(rows)
+            groups = pairs.groups[numbers]
+            has = torch.from_numpy(groups[:, ::-1] >= 0)
+            captions = numbers[groups[:, 0] >= 0]
+            targets = self.teachers.gather(rows) if self.teachers is not None else ()
             batch = Batch(
                 step=step,
                 epoch=epoch,
                 rows=rows,
                 positions=torch.arange(start + world.rank * len(rows), start + (world.rank + 1) * len(rows)),
                 images=images,
-                tokens=self.pairs.captions.tokens(numbers),
-                columns=self.pairs.captions.columns(numbers),
-                groups=torch.from_numpy(self.pairs.groups[numbers]),
-                targets=self.teachers.gather(rows) if self.teachers is not None else (),
+                tokens=pairs.captions.tokens(captions),
+                columns=pairs.captions.columns(captions),
+                groups=torch.from_numpy(groups),
+                targets=targets if pairs.all_paired else tuple(target.masked(has) for target in targets),
+                has=None if pairs.all_paired else has,
             )
             yield batch.to(world.device)
 

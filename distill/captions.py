@@ -44,7 +44,8 @@ class Captions:
         """Return numbers of at most `count` captions of all lengths that need less than the context, shortest first."""
         looked_at = evenly(len(self), _SPREAD_OVER)
         order = looked_at[self.lengths(looked_at).argsort(kind="stable")]
-        short = order[-(-self.lengths(order) // _LENGTH_STEP) * _LENGTH_STEP < self.context]
+        needed = -(-self.lengths(order) // _LENGTH_STEP) * _LENGTH_STEP
+        short = order[(needed > 0) & (needed < self.context)]
         return short[evenly(len(short), count)]
 
     def tokens(self, captions: NDArray[np.int64]) -> torch.Tensor:

@@ -207,7 +207,10 @@ class HeadConfig(Frozen):
 
 
 class DataConfig(Frozen):
-    """Batch loading. Only `decode`, `order`, `window` and `crop_scale` change what a run learns."""
+    """Batch loading. Only `unpaired`, `decode`, `order`, `window` and `crop_scale` change what a run learns."""
+
+    unpaired: bool = False
+    """Train on rows with an image or a caption alone too: terms `feature` and `relational` learn from them."""
 
     images: Literal["auto", "inputs", "corpus"] = "auto"
     """`inputs`: the store's own JPEGs (`mmkd extract --keep-inputs`); `corpus`: the original files."""
@@ -355,7 +358,7 @@ class RunConfig(Frozen):
     """Rows to train on, for example "split = 'train'". Empty for all rows."""
     epochs: PositiveInt = 10
     batch_size: int = Field(default=256, gt=1)
-    """Pairs of one step, over all ranks."""
+    """Rows of one step, over all ranks."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     loss: LossConfig = LossConfig()
     policy: PolicyConfig = PolicyConfig()

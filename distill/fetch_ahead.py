@@ -101,7 +101,7 @@ class FetchAhead:
 
     def _images(self, shards: NDArray[np.int64]) -> Iterator[Callable[[], Path]]:
         if self.inputs is not None:
-            yield from (partial(self.inputs.fetch, shard) for shard in shards.tolist())
+            yield from (partial(self.inputs.fetch, shard) for shard in shards.tolist() if shard in self.inputs.entries)
 
     def _features(self, shards: NDArray[np.int64]) -> Iterator[Callable[[], Path]]:
         for shard in shards.tolist():

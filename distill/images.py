@@ -24,7 +24,7 @@ from mmkd.base.images.uri import image_source
 from mmkd.base.places.remote import RemotePath
 from mmkd.base.text import counted
 from mmkd.distill.config import DataConfig
-from mmkd.distill.pairs import ImagePlaces
+from mmkd.distill.image_places import ImagePlaces
 from mmkd.distill.student import image_size, student_pixels
 from mmkd.store import FeatureStore
 from mmkd.store.inputs import Inputs, inputs_file
@@ -91,6 +91,8 @@ def row_images(
         return CorpusImages(store, places)
     inputs = Inputs(store)
     lacking = inputs.lacking(places.rows)
+    if lacking:
+        lacking = inputs.lacking(places.rows[places.uri_starts[1:] > places.uri_starts[:-1]])
     large_enough = inputs.size is not None and inputs.size >= side
     if wanted == "auto" and (lacking or not large_enough):
         return CorpusImages(store, places)
@@ -176,7 +178,11 @@ def image_batches(images: RowImages, pixels: Pixels, wanted: Wanted, seed: int, 
     """Yield uint8 (B, 3, H, W) for each (epoch, rows) of `wanted`, decoded in `workers` processes that start at this
     call. Raises UserError if an image is gone or damaged; the message names row and file."""
     rows = _Rows(images, partial(_decode, pixels), seed)
-    return _load(rows, torch.stack, wanted, workers, pin=torch.cuda.is_available())
+    return _load(rows, _stack, wanted, workers, pin=torch.cuda.is_available())
+
+
+def _stack(images: list[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(images) if images else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
 
 
 def _decode(pixels: Pixels, row: int, data: bytes) -> torch.Tensor:
@@ -202,7 +208,7 @@ def _decode_on(
     device: torch.device, crop: RandomResizedCrop, files: list[tuple[int, torch.Tensor, Crop]]
 ) -> torch.Tensor:
     try:
-        pictures = decode_jpeg([data for _, data, _ in files], mode=ImageReadMode.RGB, device=device)
+        pictures = decode_jpeg([data for _, data, _ in files], mode=ImageReadMode.RGB, device=device) if files else []
     except RuntimeError as error:
         rows = ", ".join(str(row) for row, _, _ in files[:5])
         raise UserError(
@@ -211,4 +217,4 @@ def _decode_on(
         ) from error
     size = list(crop.size)
     parts = zip(pictures, (place for _, _, place in files), strict=True)
-    return torch.stack([resized_crop(part, *place, size, crop.interpolation, antialias=True) for part, place in parts])
+    return _stack([resized_crop(part, *place, size, crop.interpolation, antialias=True) for part, place in parts])

@@ -28,8 +28,9 @@ much. Above it, rows are compared some at a time, and again on the way back."""
 class PairFeatures:
     """Features of n pairs, as they are to enter the dot products; every switch between unit and raw rows lies outside.
     image, text: float (n, D). group: int64 (n,) or (n, G); pairs that are equal in any column (one caption, one image)
-    are positives of each other. available: bool (n,), or None for all; other rows are never keys, and their values need
-    weight 0. As T teachers of one width see them (`stack_teachers`): image, text (T, n, D) and available (T, n)."""
+    are positives of each other. available: bool (n, 2), which rows have an image, a text, or None for all; others are
+    never keys, and their values need weight 0. As T teachers of one width see them (`stack_teachers`): image, text (T,
+    n, D) and available (T, n, 2)."""
 
     image: torch.Tensor
     text: torch.Tensor
@@ -39,13 +40,18 @@ class PairFeatures:
     @property
     def mask(self) -> torch.Tensor:
         """`available` as a mask, all True for None."""
-        return self.group.new_ones(len(self.group), dtype=torch.bool) if self.available is None else self.available
+        return self.group.new_ones(len(self.group), 2, dtype=torch.bool) if self.available is None else self.available
+
+    @property
+    def paired(self) -> torch.Tensor | None:
+        """Rows with both, bool (..., n); None for all."""
+        return None if self.available is None else self.available.all(-1)
 
     def rows(self, span: slice) -> PairFeatures:
         """Return some of the rows, of all stacked teachers."""
         if span == slice(None):
             return self  # a slice would be a step of its own on the way back, and gradients be added in another order
-        available = None if self.available is None else self.available[..., span]
+        available = None if self.available is None else self.available[..., span, :]
         return PairFeatures(self.image[..., span, :], self.text[..., span, :], self.group[span], available)
 
     def of(self, teacher: int) -> PairFeatures:
@@ -116,15 +122,16 @@ def contrast(
 
 
 def both_ways(queries: PairFeatures, keys: PairFeatures, scale: torch.Tensor) -> torch.Tensor:
-    """Return the mean of `contrast` of images against texts and of texts against images, float (..., Q)."""
+    """Return the mean of `contrast` of images against texts and of texts against images, float (..., Q); rows without
+    both are no keys."""
 
     def some(span: slice) -> torch.Tensor:
         here = queries.rows(span)
         positive_QK = here.group[:, None] == keys.group[None, :]
         if positive_QK.dim() == 3:
             positive_QK = positive_QK.any(-1)
-        to_text = contrast(here.image, keys.text, scale, positive_QK, keys.available)
-        to_image = contrast(here.text, keys.image, scale, positive_QK, keys.available)
+        to_text = contrast(here.image, keys.text, scale, positive_QK, keys.paired)
+        to_image = contrast(here.text, keys.image, scale, positive_QK, keys.paired)
         return (to_text + to_image) / 2
 
     return in_blocks(some, queries, keys)
@@ -137,11 +144,8 @@ def task_loss(student: PairFeatures, all_students: PairFeatures, scale: torch.Te
     return both_ways(student, all_students, scale)
 
 
-def feature_loss(
-    student: PairFeatures, teacher: PairFeatures, kind: FeatureKind, towers: torch.Tensor | None = None
-) -> torch.Tensor:
-    """``d(s_img, t_img) + d(s_txt, t_txt)``, float (..., Q), each with a factor of `towers`, (T, 2) of 0 and 1, for
-    teachers that have one tower only. d is one of
+def feature_loss(student: PairFeatures, teacher: PairFeatures, kind: FeatureKind) -> torch.Tensor:
+    """``d(s_img, t_img) + d(s_txt, t_txt)``, float (..., Q), each where the teacher's feature is available. d is one of
 
     - cosine: ``1 - s . t`` of unit rows, half their squared distance, whatever the width E;
     - mse: ``1/E sum_e (s_e - t_e)^2`` (FD of CLIP-KD, arXiv 2307.12732); of unit rows it is 2/E of the
@@ -150,7 +154,7 @@ def feature_loss(
       loss of rows whose entries have unit mean square, as UNIC applies it to standardized features (arXiv 2408.05088).
     """
     image, text = _distance(student.image, teacher.image, kind), _distance(student.text, teacher.text, kind)
-    return image + text if towers is None else towers[:, :1] * image + towers[:, 1:] * text
+    return image + text if teacher.available is None else image * teacher.mask[..., 0] + text * teacher.mask[..., 1]
 
 
 def _distance(student_QE: torch.Tensor, teacher_QE: torch.Tensor, kind: FeatureKind) -> torch.Tensor:
@@ -188,17 +192,17 @@ class Similarities:
     known: torch.Tensor | None = None
     """Added to the logits of the keys' texts, images: float (2, ..., K)."""
 
-    def log_softmax(self, span: slice, available_K: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def log_softmax(self, span: slice, available_K2: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Image to text and text to image of these rows, each (..., Q, K), over the available keys."""
         rows = self.rows.rows(span)
         to_text = self.scale * rows.image @ self.keys.text.mT
         to_image = self.scale * rows.text @ self.keys.image.mT
         if self.known is not None:
             to_text, to_image = to_text + self.known[0, ..., None, :], to_image + self.known[1, ..., None, :]
-        if available_K is not None:
+        if available_K2 is not None:
             lowest = torch.finfo(to_text.dtype).min
-            missing_1K = ~available_K[..., None, :]
-            to_text, to_image = (logits.masked_fill(missing_1K, lowest) for logits in (to_text, to_image))
+            no_image_1K, no_text_1K = (~available_K2[..., None, :, :]).unbind(-1)
+            to_text, to_image = to_text.masked_fill(no_text_1K, lowest), to_image.masked_fill(no_image_1K, lowest)
         return to_text.log_softmax(-1), to_image.log_softmax(-1)
 
 
@@ -207,13 +211,16 @@ def relational_loss(student: Similarities, teacher: Similarities) -> torch.Tenso
     ``p_ij = softmax_j(a t_img_i . t_txt_j)``, ``q_ij = softmax_j(b s_img_i . s_txt_j)``, ``v_i = sum_j p_ij log(p_ij /
     q_ij)``, averaged with the same of texts against images: CRD of CLIP-KD (arXiv 2307.12732), affinity mimicking of
     TinyCLIP (arXiv 2309.12314) up to the teacher's entropy, a constant. Keys that the teacher lacks are left out of
-    both softmaxes; with `known`, keys that other teachers know better lose their share of p and stay in q."""
-    available_K = teacher.keys.available
+    both softmaxes; with `known`, keys that other teachers know better lose their share of p and stay in q. An image
+    without a text has the first direction alone, a text the other."""
+    available_K2 = teacher.keys.available
 
     def some(span: slice) -> torch.Tensor:
-        log_p = teacher.log_softmax(span, available_K)
-        log_q = student.log_softmax(span, available_K)
+        log_p = teacher.log_softmax(span, available_K2)
+        log_q = student.log_softmax(span, available_K2)
         ways = [(p.exp() * (p - q)).sum(-1) for p, q in zip(log_p, log_q, strict=True)]
+        if available_K2 is not None:
+            ways = [way * there for way, there in zip(ways, teacher.rows.rows(span).mask.unbind(-1), strict=True)]
         return (ways[0] + ways[1]) / 2
 
     return in_blocks(some, teacher.rows, teacher.keys)
@@ -225,8 +232,7 @@ class Comparison:
     stacked. teachers, all_teachers: the teachers' rows of this rank and of all ranks, stacked. own, every: the
     student's rows, likewise, in its own space. scale: of logits against the teachers' keys, (T, 1, 1) or a scalar.
     student_scale: of the student's own logits. teacher_scale: (T, 1, 1) of each teacher's own logits. banks: rows of
-    each teacher's bank, when there is one. feature_kind: distance of the feature term. towers: float (T, 2),
-    1 where the teacher has an image tower, a text tower; None when all have both. known: float (2, T, K), see
+    each teacher's bank, when there is one. feature_kind: distance of the feature term. known: float (2, T, K), see
     `Policy.knowledge`; None to take a teacher's similarities of all keys as they are."""
 
     mapped: PairFeatures
@@ -239,12 +245,11 @@ class Comparison:
     teacher_scale: torch.Tensor
     banks: Sequence[PairFeatures]
     feature_kind: FeatureKind
-    towers: torch.Tensor | None = None
     known: torch.Tensor | None = None
 
     def feature(self) -> torch.Tensor:
         """Return `feature_loss`, float (T, Q)."""
-        return feature_loss(self.mapped, self.teachers, self.feature_kind, self.towers)
+        return feature_loss(self.mapped, self.teachers, self.feature_kind)
 
     def cross(self) -> torch.Tensor:
         """ICL of CLIP-KD (arXiv 2307.12732), float (T, Q): ``1/2 [ contrast(s_img, T_txt) + contrast(s_txt, T_img) ]``,

@@ -14,10 +14,11 @@ from mmkd.base.errors import ConfigError, UserError
 from mmkd.base.places.remote import RemotePath
 from mmkd.distill.captions import Captions, Tokenize, tokenize_captions
 from mmkd.distill.config import DataConfig, MonitorConfig, MonitorSet
+from mmkd.distill.image_places import ImagePlaces
 from mmkd.distill.images import RowImages, StoredImages, image_batches, row_images
 from mmkd.distill.losses import unit
 from mmkd.distill.optimizer import WeightAverage
-from mmkd.distill.pairs import ImagePlaces, Pairs, count_pending, is_pair, refuse_pending, rows_where
+from mmkd.distill.pairs import Pairs, count_pending, is_pair, refuse_pending, rows_where
 from mmkd.distill.student import Towers, student_pixels
 from mmkd.distill.world import World
 from mmkd.store import FeatureStore
@@ -133,16 +134,20 @@ def draw_evenly(classes: list[str | None], limit: int) -> NDArray[np.int64]:
 
 def _rows_in_both(table: pa.Table, run_store: FeatureStore, training: Pairs) -> list[int]:
     """List the held-out rows that have the caption, and the image bytes or the key, of a row that is trained on: images
-    that were encoded again, and imported features, keep their keys."""
+    that were encoded again, and imported features, keep their keys. Of an image that is trained on alone, any
+    caption."""
     both = np.zeros(len(table), dtype=bool)
     for name in ("image_sha256", "key"):
         alike = pads.field(name).isin(table[name].combine_chunks().drop_null().unique())
         found = run_store.sample_table(columns=["row", "caption", name], filter=alike)
         rows = found["row"].to_numpy()
         place = np.minimum(training.numbers(rows), len(training.rows) - 1)
-        found = found.filter(pa.array(training.rows[place] == rows))
+        trained = training.rows[place] == rows
+        found = found.filter(pa.array(trained))
         known = set(zip(found[name].to_pylist(), found["caption"].to_pylist(), strict=True))
-        both |= [pair in known for pair in zip(table[name].to_pylist(), table["caption"].to_pylist(), strict=True)]
+        alone = set(found[name].filter(pa.array(training.groups[place[trained], 0] < 0)).to_pylist())
+        pairs = zip(table[name].to_pylist(), table["caption"].to_pylist(), strict=True)
+        both |= [pair in known or pair[0] in alone for pair in pairs]
     rows_in_both: list[int] = table["row"].to_numpy()[both].tolist()
     return rows_in_both
 

@@ -29,7 +29,7 @@ from mmkd.distill.losses import (
 from mmkd.distill.policies import make_policy
 from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.distill.teacher_side import Bank, Heads, Preparation, TeacherSide, fixed_alignment, mix_teachers
-from mmkd.distill.terms import ONE_TOWER_TERMS, TERMS
+from mmkd.distill.terms import ONE_TOWER_TERMS, TERMS, UNPAIRED_TERMS
 from mmkd.distill.world import World
 from mmkd.store.layout import OTHER_TOWER, TOWERS
 
@@ -61,19 +61,16 @@ class Objective(nn.Module):
         if config.cross_scale is None:
             self.cross_log_scales = nn.Parameter(torch.full((spaces,), INITIAL_LOG_SCALE))
         self.reduction = Reduction(config.balance, config.teacher_terms, spaces)
-        # (T, 2): which towers each teacher has. Not saved: the store's cards say it.
-        has = torch.tensor([[tower in own for tower in TOWERS] for own in self.side.towers])
-        self.has_tower: torch.Tensor | None
-        self.register_buffer("has_tower", has.float() if len(has) and not has.all() else None, persistent=False)
 
     def forward(self, student: StudentFeatures, batch: Batch, world: World) -> dict[str, torch.Tensor]:
         """Return this rank's part of every term before weighting, float32 scalars; the ranks' parts sum to the
         terms."""
         rows = torch.from_numpy(batch.rows).to(batch.groups.device)
         group = batch.groups if self.config.equal_captions else rows
-        own = PairFeatures(unit(student.image), unit(student.text), group)
+        own = PairFeatures(unit(student.image), unit(student.text), group, batch.has)
         every = _of_all_ranks(own, world)
-        terms = {"task": task_loss(own, every, student.log_scale.exp()).sum() / len(every.group)}
+        values = task_loss(own, every, student.log_scale.exp())
+        terms = {"task": weighted_mean(values, own.mask.all(-1).float(), every.mask.all(-1).sum())}
         if self.side is None:
             return terms
         prepared = self.side.prepare(batch.targets, group)
@@ -107,19 +104,28 @@ class Objective(nn.Module):
                 teacher_scale=own.image.new_tensor([self.side.relation_scales[n] for n in numbers])[:, None, None],
                 banks=[banks[number] for number in numbers] if banks else (),
                 feature_kind=self.config.feature_kind,
-                towers=None if self.has_tower is None else self.has_tower[numbers],
                 known=None if known is None else known[:, numbers],
             )
             for name in self.config.teacher_terms:
                 for number, found_b in zip(numbers, TERMS[name](compared), strict=True):
                     columns[name][number] = found_b
         by_term = {name: torch.stack(found, dim=1) for name, found in columns.items()}
-        asked = dict.fromkeys(set(by_term) - ONE_TOWER_TERMS, self.has_tower) if self.has_tower is not None else {}
-        for name, has in asked.items():
-            by_term[name] = torch.where(has.all(dim=1), by_term[name], 0)
-        weighted = torch.stack([getattr(self.config, name) * found.detach() for name, found in by_term.items()]).sum(0)
-        shares = self.side.policy.after_losses(shares, weighted, batch)
-        return terms | self.reduction(by_term, shares, world, asked)
+        taught = {name: self._taught(name, [pairs.mask for pairs in prepared]) for name in by_term}
+        weighted = torch.stack(
+            [getattr(self.config, name) * torch.where(taught[name], v.detach(), 0) for name, v in by_term.items()]
+        )
+        shares = self.side.policy.after_losses(shares, weighted.sum(0), batch)
+        return terms | self.reduction(by_term, shares, world, taught)
+
+    def _taught(self, name: str, masks: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return which rows learn a term from which teachers, bool (b, T), from each teacher's (b, 2)."""
+        assert self.side is not None, "asked with teachers only"
+        there_bT2 = torch.stack(list(masks), dim=1)
+        if name not in UNPAIRED_TERMS:
+            return there_bT2.all(-1)
+        single = [name not in ONE_TOWER_TERMS and own != TOWERS for own in self.side.towers]
+        there_bT = there_bT2.any(-1)
+        return there_bT & ~torch.tensor(single, device=there_bT.device) if any(single) else there_bT
 
     def total(self, terms: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the weighted sum that is minimized."""
@@ -169,15 +175,16 @@ class Reduction(nn.Module):
         values: Mapping[str, torch.Tensor],
         shares_bT: torch.Tensor,
         world: World,
-        asked: Mapping[str, torch.Tensor] | None = None,
+        taught: Mapping[str, torch.Tensor],
     ) -> dict[str, torch.Tensor]:
-        """Return this rank's part of every term, from its values float (b, T). `asked`: by term, float (T, 2); teachers
-        with a 0 have no share in it."""
-        weight_T, out = world.sum(shares_bT.sum(0)), {}
-        for name, found in values.items():
-            part_T = asked[name].prod(dim=1) if asked and name in asked else torch.ones_like(weight_T)
-            out[name] = self._reduce(name, found, shares_bT * part_T, weight_T * part_T, world)
-        return out
+        """Return this rank's part of every term, from its values float (b, T). taught: by term, bool (b, T), where a
+        teacher's share in a row counts."""
+        shares = {name: shares_bT * taught[name] for name in values}
+        weights = world.sum(torch.stack([share_bT.sum(0) for share_bT in shares.values()]))
+        return {
+            name: self._reduce(name, found, shares[name], weight_T, world)
+            for weight_T, (name, found) in zip(weights, values.items(), strict=True)
+        }
 
     def _reduce(
         self, name: str, values_bT: torch.Tensor, shares_bT: torch.Tensor, weight_T: torch.Tensor, world: World
@@ -209,10 +216,13 @@ def make_objective(
 ) -> Objective:
     """Build the objective of a run with these grid rows, int64 (n,), and `Batch.groups` of all of them, (n, 2);
     teachers are None when no term asks them. Heads and bank are on `device`. Raises ConfigError, UserError if widths,
-    teachers' names or the alignment do not fit the store."""
-    if teachers is None:
-        return Objective(config.loss, None)
+    teachers' names, rows without a pair or the alignment do not fit the store."""
     loss = config.loss
+    if config.data.unpaired:
+        paired = (groups >= 0).all(axis=1)
+        _check_unpaired(config, int((~paired).sum()))
+    if teachers is None:
+        return Objective(loss, None)
     if config.policy.keys == "known" and "relational" not in loss.teacher_terms:
         raise ConfigError("policy.keys known changes the term relational, whose weight is 0; set loss.relational")
     alignment = fixed_alignment(config.heads, teachers)
@@ -229,10 +239,23 @@ def make_objective(
     bank = None
     if "bank" in loss.teacher_terms:
         same = groups if loss.equal_captions else rows
-        bank = Bank(rows, same, teachers.gather, prepare, config=loss.bank_rows, seed=config.seed, device=device)
+        kept, same = (rows[paired], same[paired]) if config.data.unpaired else (rows, same)
+        bank = Bank(kept, same, teachers.gather, prepare, config=loss.bank_rows, seed=config.seed, device=device)
     scales = [card.logit_scale or _USUAL_SCALE for card in teachers.cards.values()]
     policy = make_policy(config.policy, config.seed, teachers, rows, groups, device)
     return Objective(loss, TeacherSide(heads, prepare, policy, scales, bank, teachers.towers)).to(device)
+
+
+def _check_unpaired(config: RunConfig, unpaired: int) -> None:
+    """Raise ConfigError for so many rows without a pair if the run has nothing that learns from them."""
+    where = f"data.unpaired: {unpaired:,} rows have an image or a caption alone"
+    if unpaired and not UNPAIRED_TERMS & set(config.loss.teacher_terms):
+        names = " or ".join(f"loss.{name}" for name in sorted(UNPAIRED_TERMS))
+        raise ConfigError(f"{where}, and no term learns from those; set {names}, or leave data.unpaired out")
+    if unpaired and config.policy.kind == "best" and config.policy.by == "caption":
+        raise ConfigError(f"{where}, which policy.by caption cannot judge; set policy.by: corpus")
+    if unpaired and config.loss.mixed_teachers:
+        raise ConfigError(f"{where}, and loss.mixed_teachers mixes pairs; leave one of them out")
 
 
 def _check_towers(config: RunConfig, teachers: TeacherFeatures) -> None:
@@ -247,9 +270,10 @@ def _check_towers(config: RunConfig, teachers: TeacherFeatures) -> None:
             f"loss.{pair_terms[0]} compares images with texts and {lacks}, as no teacher of the run has both; "
             f"set loss.{pair_terms[0]}: 0, or add a teacher with both towers"
         )
-    if config.policy.kind == "best":
+    if config.policy.kind == "best" and len(single) == len(teachers.slugs):
         raise ConfigError(
-            f"policy.kind best judges a teacher by its images and texts, and {lacks}; name others in `teachers`"
+            f"policy.kind best judges teachers by images and texts, and {lacks}, as no teacher of the run has both; "
+            "take another policy, or add a teacher with both towers"
         )
     if config.loss.mixed_teachers:
         raise ConfigError(f"loss.mixed_teachers mixes images and texts, and {lacks}; name others in `teachers`")

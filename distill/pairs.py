@@ -9,7 +9,8 @@ import logging
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
+from functools import partial as part_of
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from mmkd.base.conditions import parse_condition
 from mmkd.base.errors import IncompleteStoreError
 from mmkd.base.places.remote import in_parallel
 from mmkd.distill.captions import Captions, Tokenize, evenly, numbers_of, tokenize_captions
+from mmkd.distill.image_places import ImagePlaces
 from mmkd.distill.mapped import ArrayWriter, is_intact, map_arrays
-from mmkd.distill.teacher_features import pack_available
+from mmkd.distill.teacher_features import taught_bits, unpack_taught
 from mmkd.distill.world import World
 from mmkd.store import FeatureStore
 from mmkd.store.encoding import VALID
@@ -36,63 +38,29 @@ PROBED = 256
 
 
 @dataclass(frozen=True)
-class ImagePlaces:
-    """Where the images of n rows lie. rows: int64 (n,) grid rows, ascending. uri: uint8, the names one after another;
-    uri_starts: int64 (n + 1,). offset, length: int64 (n,), bytes into the file, -1 when the image is the whole file.
-    folder: where they are mapped from, if they are."""
-
-    rows: NDArray[np.int64]
-    uri: NDArray[np.uint8]
-    uri_starts: NDArray[np.int64]
-    offset: NDArray[np.int64]
-    length: NDArray[np.int64]
-    folder: Path | None = None
-
-    @classmethod
-    def of(cls, table: pa.Table) -> "ImagePlaces":
-        """Take them from sample rows."""
-        names = [name.encode() for name in table["uri"].to_pylist()]
-        starts = np.array([0, *map(len, names)], dtype=np.int64).cumsum()
-        offset, length = (table[name].fill_null(-1).to_numpy() for name in ("offset", "length"))
-        return cls(table["row"].to_numpy(), np.frombuffer(b"".join(names), np.uint8), starts, offset, length)
-
-    @classmethod
-    def map(cls, folder: Path) -> "ImagePlaces":
-        """Map those of a run."""
-        found, _ = map_arrays(folder)
-        return cls(*(found[name] for name in ("rows", "uri", "uri_starts", "offset", "length")), folder)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Send what is mapped by its folder: worker processes map it themselves."""
-        if self.folder is not None:
-            return ImagePlaces.map, (self.folder,)
-        return ImagePlaces, (self.rows, self.uri, self.uri_starts, self.offset, self.length)
-
-    def __getitem__(self, row: int) -> tuple[str, int | None, int | None]:
-        """Return uri, offset and length of a grid row."""
-        at = int(np.searchsorted(self.rows, row))
-        name = self.uri[self.uri_starts[at] : self.uri_starts[at + 1]].tobytes().decode()
-        offset, length = (int(column[at]) if column[at] >= 0 else None for column in (self.offset, self.length))
-        return name, offset, length
-
-
-@dataclass(frozen=True)
 class Pairs:
-    """The n pairs of a run in the order of their rows. captions: by pair. groups: int64 (n, 2), numbers of tokens and
-    image, equal where these are. available: uint8 (N, T / 8) bits by grid row, see `TeacherFeatures`; None without
-    teachers. counts: pairs that each teacher has. cut: captions that fill the context."""
+    """The n rows of a run, in order: pairs, and rows with an image or a caption alone. captions: by row; empty where
+    there is none. groups: int64 (n, 2), numbers of tokens and image, equal where these are, -1 where there is none.
+    bits: `taught_bits` by grid row; None without teachers. counts: pairs, lone images and lone texts, the latter two
+    only where there are any. taught: rows that each teacher teaches. cut: captions that fill the context."""
 
     places: ImagePlaces
     captions: Captions
     groups: NDArray[np.int64]
-    available: NDArray[np.uint8] | None
+    bits: NDArray[np.uint8] | None
     counts: dict[str, int]
+    taught: dict[str, int]
     cut: int
 
     @property
     def rows(self) -> NDArray[np.int64]:
         """int64 (n,), grid rows, ascending."""
         return self.places.rows
+
+    @property
+    def all_paired(self) -> bool:
+        """True if no row has an image or a caption alone."""
+        return len(self.counts) == 1
 
     def numbers(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the number of the pair of each of these grid rows."""
@@ -124,6 +92,15 @@ def count_pending(table: pa.Table) -> int:
     return int(pc.sum(pc.equal(table["status"], "pending")).as_py() or 0)
 
 
+def _sound_parts(table: pa.Table) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+    """Return where rows have a sound image, and where a sound caption; views and further captions have neither."""
+    ok, partial = (pc.and_(table["image_rows"].is_null(), pc.equal(table["status"], s)) for s in ("ok", "partial"))
+    wrong = pc.match_substring_regex(table["reason"], "(^|; )caption: ").fill_null(False)
+    image = pc.or_(ok, pc.and_(partial, table["width"].is_valid()))
+    text = pc.or_(ok, pc.and_(partial, pc.invert(wrong)))
+    return pc.and_(image, table["uri"].is_valid()), pc.and_(text, table["caption"].is_valid())
+
+
 @dataclass(frozen=True)
 class PairSource:
     """What the pairs of a run follow from. slugs: teachers of which a pair needs one; empty when none is asked. text:
@@ -136,6 +113,7 @@ class PairSource:
     tokenizer: Tokenize
     text: str = ""
     selection_digest: str = ""
+    unpaired: bool = False
 
     @cached_property
     def digest(self) -> str:
@@ -144,6 +122,7 @@ class PairSource:
         content = {
             "grid": [self.store.record.rows, *self.store.record.grid],
             "where": self.where,
+            "unpaired": self.unpaired,
             "teachers": {slug: self.store.card(slug).digest for slug in self.slugs},
             "selection": self.selection_digest,
             "text": self.text,
@@ -153,28 +132,38 @@ class PairSource:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def blocks(self) -> Iterator[tuple[pa.Table, dict[str, NDArray[Any]]]]:
-        """Yield the pairs of each shard as sample rows, and the bits of its rows under `available`, where teachers are
-        asked. Raises ConfigError for a bad condition; IncompleteStoreError, at the end, if rows are pending."""
+        """Yield the rows of each shard that are trained on, without caption, or uri and hash, where these are not
+        sound, and `taught_bits` of all its rows under `bits`, where teachers are asked. Raises ConfigError for a bad
+        condition; IncompleteStoreError, at the end, if rows are pending."""
         store, pending, matching = self.store, 0, 0
         condition = parse_condition(self.where, sample_schema(store.record.labels)) if self.where else None
         arrays = {slug: store.array(slug, VALID) for slug in self.slugs}
         chosen = store.available(self.selection) if self.selection and self.slugs else None
-        order, size = list(store.teachers), store.record.rows_per_shard
-        for shard, whole in enumerate(in_parallel(partial(shard_table, store), range(store.shards), store.root)):
+        cards, order, size = (
+            [store.card(slug) for slug in self.slugs],
+            list(store.teachers),
+            store.record.rows_per_shard,
+        )
+        for shard, whole in enumerate(in_parallel(part_of(shard_table, store), range(store.shards), store.root)):
             table = whole.filter(condition) if condition is not None else whole
             pending, matching = pending + count_pending(table), matching + len(table)
-            usable, bits = is_pair(table), {}
-            if self.slugs:
+            image, text = _sound_parts(table) if self.unpaired else (is_pair(table),) * 2
+            usable, bits = pc.or_(image, text), {}
+            if cards:
                 first, last = shard * size, min((shard + 1) * size, len(store))
-                if chosen is not None:
-                    sound = chosen[first:last, [order.index(slug) for slug in self.slugs]]
+                valid = np.stack([arrays[slug].body(shard) for slug in self.slugs], axis=1)[: last - first]
+                if chosen is None:
+                    kept = valid == [card.all_sound for card in cards]
                 else:
-                    columns = [arrays[slug].body(shard) == store.card(slug).all_sound for slug in self.slugs]
-                    sound = np.stack(columns, axis=1)[: last - first]
-                bits = {"available": pack_available(sound)}
-                have = bits["available"].any(axis=1)[table["row"].to_numpy() - first]
+                    kept = chosen[first:last, [order.index(slug) for slug in self.slugs]]
+                bits = {"bits": taught_bits(valid, cards, kept, unpaired=self.unpaired)}
+                have = bits["bits"].any(axis=1)[table["row"].to_numpy() - first]
                 usable = pc.and_(usable, pa.array(have))
-            yield (table if pending else table.filter(usable)).slice(0, 0 if pending else None), bits
+            for names, sound in ((("caption",), text), (("uri", "image_sha256"), image)):
+                for at in map(table.schema.get_field_index, names):
+                    part = pc.if_else(sound, table[at], None)
+                    table = table.set_column(at, table.schema.field(at), part)
+            yield table.filter(usable) if not pending else table.slice(0, 0), bits
         refuse_pending(store, pending, matching)
 
 
@@ -192,8 +181,9 @@ def open_pairs(out: Path, source: PairSource, world: World, scratch: Path | None
         world.highest(0)
     found, notes = map_arrays(folder)
     captions = Captions(found["tokens"], found["token_starts"], notes["pad"], notes["context"])
-    counts = dict(zip(source.slugs, notes["counts"], strict=True))
-    return Pairs(ImagePlaces.map(folder), captions, found["groups"], found.get("available"), counts, notes["cut"])
+    taught = dict(zip(source.slugs, notes["taught"], strict=True))
+    places, bits = ImagePlaces.map(folder), found.get("bits")
+    return Pairs(places, captions, found["groups"], bits, notes["counts"], taught, notes["cut"])
 
 
 def _is_right(folder: Path, source: PairSource) -> bool:
@@ -213,39 +203,60 @@ def _write(folder: Path, source: PairSource) -> Iterator[None]:
     shutil.rmtree(folder.parent, ignore_errors=True)
     shards = source.store.shards
     logging.getLogger(__name__).info("tokenizing the captions of %d shards; the next start maps them", shards)
-    counts, probes, pairs, cut, ends = np.zeros(len(source.slugs), np.int64), [], 0, 0, {"token": 0, "uri": 0}
+    taught, kinds, probes = np.zeros(len(source.slugs), np.int64), np.zeros(3, np.int64), []
+    rows, cut, ends = 0, 0, {"token": 0, "uri": 0}
     with ArrayWriter(folder) as writer:
         empty = tokenize_captions([], source.tokenizer)
         none = ImagePlaces.of(sample_schema(()).empty_table())
         writer.append({"token_starts": np.zeros(1, np.int64), "uri_starts": np.zeros(1, np.int64)})
         writer.append({"tokens": empty.values, "uri": none.uri, "rows": none.rows})
         for shard, (table, bits) in enumerate(source.blocks()):
-            captions = table["caption"].combine_chunks().dictionary_encode()
-            distinct = tokenize_captions(captions.dictionary.to_pylist(), source.tokenizer)
-            number = captions.indices.to_numpy().astype(np.int64)
-            own, places = distinct.take(number), ImagePlaces.of(table)
-            images = table["image_sha256"].to_pylist()
-            alone = np.array(
-                [-1 - row if image is None else 0 for image, row in zip(images, places.rows, strict=True)], np.int64
-            )
-            image = np.where(alone, alone, numbers_of((image or "").encode() for image in images))
+            (own, said), places = _tokens_of(table, source.tokenizer), ImagePlaces.of(table)
+            groups = np.stack([said, _image_numbers(table)], axis=1)
             if bits:
-                have = bits["available"][places.rows - shard * source.store.record.rows_per_shard]
-                counts += np.unpackbits(have, axis=1, count=len(counts)).sum(axis=0, dtype=np.int64)
+                have = unpack_taught(
+                    bits["bits"][places.rows - shard * source.store.record.rows_per_shard], len(taught)
+                )
+                taught += have.any(axis=2).sum(axis=0)
             writer.append(
                 {
-                    "rows": places.rows, "groups": np.stack([distinct.numbers()[number], image], axis=1),
-                    "tokens": own.values, "token_starts": own.starts[1:] + ends["token"],
-                    "uri": places.uri, "uri_starts": places.uri_starts[1:] + ends["uri"],
-                    "offset": places.offset, "length": places.length, **bits,
+                    "rows": places.rows, "groups": groups, "tokens": own.values,
+                    "token_starts": own.starts[1:] + ends["token"], "uri": places.uri,
+                    "uri_starts": places.uri_starts[1:] + ends["uri"], "offset": places.offset,
+                    "length": places.length, **bits,
                 }
             )  # fmt: skip
             if shard % -(-shards // PROBED) == 0:
-                some = evenly(len(table), max(1, PROBED // shards))
-                probes += [(pairs + int(at), table["caption"][int(at)].as_py()) for at in some]
+                said = np.flatnonzero(said >= 0)
+                some = said[evenly(len(said), max(1, PROBED // shards))].tolist()
+                probes += [(rows + at, table["caption"][at].as_py()) for at in some]
             ends = {"token": ends["token"] + len(own.values), "uri": ends["uri"] + len(places.uri)}
-            pairs, cut = pairs + len(table), cut + int((np.diff(own.starts) >= own.context).sum())
+            rows, cut = rows + len(table), cut + int((np.diff(own.starts) >= own.context).sum())
+            there = groups >= 0
+            kinds += [there.all(axis=1).sum(), (~there[:, 0]).sum(), (~there[:, 1]).sum()]
             yield
-        notes = {"pad": empty.pad, "context": empty.context, "cut": cut, "counts": counts.tolist(), "probes": probes}
-        writer.finish(notes)
+        named = zip(("pair", "lone image", "lone text"), kinds.tolist(), strict=True)
+        counts = {name: count for name, count in named if count or name == "pair"}
+        notes = {"pad": empty.pad, "context": empty.context, "cut": cut, "counts": counts, "probes": probes}
+        writer.finish(notes | {"taught": taught.tolist()})
     pa.default_memory_pool().release_unused()  # it would keep what reading took as long as the run lasts
+
+
+def _tokens_of(table: pa.Table, tokenizer: Tokenize) -> tuple[Captions, NDArray[np.int64]]:
+    """Return the captions of sample rows, empty where there is none, and their numbers, -1 there."""
+    encoded = table["caption"].combine_chunks().dictionary_encode()
+    distinct = tokenize_captions(encoded.dictionary.to_pylist(), tokenizer)
+    number = encoded.indices.fill_null(-1).to_numpy().astype(np.int64)
+    said = distinct.take(number[number >= 0])
+    lengths = np.zeros(len(table) + 1, np.int64)
+    lengths[1:][number >= 0] = np.diff(said.starts)
+    captions = Captions(said.values, lengths.cumsum(), distinct.pad, distinct.context)
+    return captions, np.append(distinct.numbers(), -1)[number]
+
+
+def _image_numbers(table: pa.Table) -> NDArray[np.int64]:
+    """Return a number for each row's image, int64 (n,), -1 where there is none; one without a hash is alone."""
+    rows = zip(table["uri"].to_pylist(), table["image_sha256"].to_pylist(), table["row"].to_pylist(), strict=True)
+    named = [None if uri is None else (sha256 or f"row {row}").encode() for uri, sha256, row in rows]
+    numbers = numbers_of(name or b"" for name in named)
+    return np.where(np.array([name is None for name in named], dtype=bool), -1, numbers)

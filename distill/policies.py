@@ -15,6 +15,7 @@ from mmkd.distill.batches import Batch
 from mmkd.distill.config import PolicyConfig
 from mmkd.distill.losses import unit
 from mmkd.distill.teacher_features import TeacherFeatures, TeacherTargets
+from mmkd.store.layout import TOWERS
 
 _STANDARD_ROWS = 16384
 """Rows on which a teacher's usual score is measured, spread evenly over the run's."""
@@ -23,7 +24,7 @@ _KNOWN_CAPTIONS = 4096
 _KNOWN_IMAGES = 4096
 """Likewise of images, for captions."""
 _LOOKED_AT = 1 << 20
-"""Rows, spread evenly, among which different captions are looked for."""
+"""Rows, spread evenly, among which those are looked for."""
 _SURE = 0.5
 """Standard deviations by which one teacher's score exceeds another's when it is e times as sure to know a row."""
 _ROWS_AT_ONCE = 1024
@@ -70,11 +71,13 @@ def weighted_teachers(available_BT: torch.Tensor, weights_T: torch.Tensor) -> to
 
 
 def best_teachers(available_BT: torch.Tensor, scores_BT: torch.Tensor, count: int) -> torch.Tensor:
-    """Return equal shares of the `count` available teachers with the highest score; the first of the list at a tie."""
-    judged_BT = scores_BT.masked_fill(~available_BT, -torch.inf)
+    """Return equal shares of the `count` available teachers with the highest score; the first of the list at a tie.
+    Those whose score is NaN cannot be judged and have a share beside them."""
+    unjudged_BT = scores_BT.isnan()
+    judged_BT = scores_BT.masked_fill(~available_BT | unjudged_BT, -torch.inf)
     order_BT = judged_BT.argsort(dim=1, descending=True, stable=True)
     best_BT = torch.zeros_like(available_BT).scatter(1, order_BT[:, :count], True)
-    return _normalize((best_BT & available_BT).float())
+    return _normalize(((best_BT | unjudged_BT) & available_BT).float())
 
 
 def drop_teachers(
@@ -116,7 +119,8 @@ class Standard:
     @classmethod
     def of(cls, targets: Sequence[TeacherTargets], captions: Sequence[torch.Tensor] = ()) -> Standard:
         """Estimate from a sample of rows; a teacher with fewer than two has mean 0 and deviation 1."""
-        found = [values[target.present] for target, values in zip(targets, _raw_scores(targets, captions), strict=True)]
+        judged = [target.present[:, 0] if captions else target.present.all(1) for target in targets]
+        found = [values[mine] for mine, values in zip(judged, _raw_scores(targets, captions), strict=True)]
         mean = [values.mean() if len(values) > 1 else values.new_zeros(()) for values in found]
         deviation = [values.std() if len(values) > 1 else values.new_ones(()) for values in found]
         return cls(captions, torch.stack(mean), torch.stack(deviation).clamp_min(1e-6))
@@ -136,21 +140,35 @@ def _raw_scores(targets: Sequence[TeacherTargets], captions: Sequence[torch.Tens
 @dataclass(frozen=True)
 class Policy:
     """A run's policy. weights_T: float32 (T,), for `weighted`. standard: for `best`. text_standard: of captions, whose
-    familiarity is the largest cosine with any image of the run, for `keys: known`."""
+    familiarity is the largest cosine with any image of the run: for `keys: known` and rows without an image. judged:
+    numbers of the teachers that `standard` judges, those with both towers."""
 
     config: PolicyConfig
     seed: int
     weights: torch.Tensor | None = None
     standard: Standard | None = None
     text_standard: Standard | None = None
+    judged: Sequence[int] = ()
 
     def scores(self, batch: Batch) -> torch.Tensor | None:
-        """Return how well each teacher knows each row, float32 (B, T); None unless the policy asks for it."""
-        return None if self.standard is None else self.standard.scores(batch.targets)
+        """Return how well each teacher knows each row, float32 (B, T), NaN for teachers with one tower; None unless the
+        policy asks for it. A row's image is judged; its caption where there is no image."""
+        if self.standard is None:
+            return None
+        targets = [batch.targets[number] for number in self.judged]
+        found_BJ = self.standard.scores(targets)
+        if batch.has is not None and self.text_standard is not None:
+            found_BJ = torch.where(batch.has[:, :1], found_BJ, self.text_standard.scores(_swapped(targets)))
+        return self._all_teachers(found_BJ, len(batch.targets))
+
+    def _all_teachers(self, found_BJ: torch.Tensor, teachers: int) -> torch.Tensor:
+        every_BT = found_BJ.new_full((len(found_BJ), teachers), torch.nan)
+        every_BT[:, self.judged] = found_BJ
+        return every_BT
 
     def shares(self, batch: Batch, scores_BT: torch.Tensor | None) -> torch.Tensor:
         """Return float32 (B, T), from `scores` of the same batch."""
-        available_BT = torch.stack([target.present for target in batch.targets], dim=1)
+        available_BT = torch.stack([target.present.any(1) for target in batch.targets], dim=1)
         if self.config.kind == "one":
             return one_teacher(available_BT, draws(self.seed, batch.epoch, batch.positions, 1)[:, 0])
         if self.weights is not None:
@@ -162,12 +180,13 @@ class Policy:
     def knowledge(self, batch: Batch, scores_BT: torch.Tensor | None) -> torch.Tensor | None:
         """Return the logarithm of each available teacher's share in knowing a row's caption and image, float32 (B, T,
         2): a softmax over teachers of `scores` of the same batch. None without `keys: known`."""
-        if scores_BT is None or self.text_standard is None:
+        if scores_BT is None or self.text_standard is None or self.config.keys != "known":
             return None
-        scores_BT2 = torch.stack([self.text_standard.scores(_swapped(batch.targets)), scores_BT], dim=2)
-        lacking_BT = ~torch.stack([target.present for target in batch.targets], dim=1)
+        texts_BJ = self.text_standard.scores(_swapped([batch.targets[number] for number in self.judged]))
+        scores_BT2 = torch.stack([self._all_teachers(texts_BJ, scores_BT.shape[1]), scores_BT], dim=2)
+        lacking_BT2 = ~torch.stack([target.present.flip(1) for target in batch.targets], dim=1) | scores_BT2.isnan()
         lowest = torch.finfo(scores_BT2.dtype).min
-        return (scores_BT2 / _SURE).masked_fill(lacking_BT[:, :, None], lowest).log_softmax(dim=1)
+        return (scores_BT2 / _SURE).masked_fill(lacking_BT2, lowest).log_softmax(dim=1)
 
     def after_losses(self, shares_BT: torch.Tensor, losses_BT: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Return the shares after teacher dropping, which looks at the losses; float32 (B, T)."""
@@ -198,29 +217,36 @@ def make_policy(
         return Policy(config, seed, weights=weights)
     if config.kind != "best":
         return Policy(config, seed)
-    judged = teachers.gather(rows[_spread(len(rows), _STANDARD_ROWS)])
-    if config.by == "caption":
-        return Policy(config, seed, standard=Standard.of(judged))
+    judged = tuple(number for number, towers in enumerate(teachers.towers) if towers == TOWERS)
+
+    def gather(chosen: NDArray[np.int64], most: int) -> list[TeacherTargets]:
+        targets = teachers.gather(chosen[_spread(len(chosen), most)])
+        return [targets[number] for number in judged]
+
+    def known(targets: Sequence[TeacherTargets], what: str) -> list[torch.Tensor]:
+        found = [unit(target.text[target.present[:, 1]]).to(device) for target in targets]
+        if lacking := [teachers.slugs[number] for number, mine in zip(judged, found, strict=True) if not len(mine)]:
+            raise ConfigError(f"policy.by corpus: {lacking[0]} has no features of the run's {what}; leave it out")
+        return found
+
     some = _spread(len(rows), _LOOKED_AT)
-    first = some[np.sort(np.unique(groups[some, 0], return_index=True)[1])]
-    texts = teachers.gather(rows[first[_spread(len(first), _KNOWN_CAPTIONS)]])
-    standard, text_standard = Standard.of(judged, _known(teachers.slugs, texts, device)), None
-    if config.keys == "known":
-        images = _swapped(teachers.gather(rows[_spread(len(rows), _KNOWN_IMAGES)]))
-        text_standard = Standard.of(_swapped(texts), _known(teachers.slugs, images, device))
-    return Policy(config, seed, standard=standard, text_standard=text_standard)
-
-
-def _known(slugs: Sequence[str], targets: Sequence[TeacherTargets], device: torch.device) -> list[torch.Tensor]:
-    known = [unit(found.text[found.present]).to(device) for found in targets]
-    if lacking := [slug for slug, found in zip(slugs, known, strict=True) if not len(found)]:
-        raise ConfigError(f"policy.by corpus: {lacking[0]} has no features of the run's captions; leave it out")
-    return known
+    rows, groups = rows[some], groups[some]
+    images = rows[groups[:, 1] >= 0]
+    standing = gather(images, _STANDARD_ROWS)
+    if config.by == "caption":
+        return Policy(config, seed, standard=Standard.of(standing), judged=judged)
+    said = np.flatnonzero(groups[:, 0] >= 0)
+    first = np.sort(said[np.unique(groups[said, 0], return_index=True)[1]])
+    texts = gather(rows[first], _KNOWN_CAPTIONS)
+    standard, text_standard = Standard.of(standing, known(texts, "captions")), None
+    if config.keys == "known" or len(images) < len(rows):
+        text_standard = Standard.of(_swapped(texts), known(_swapped(gather(images, _KNOWN_IMAGES)), "images"))
+    return Policy(config, seed, standard=standard, text_standard=text_standard, judged=judged)
 
 
 def _swapped(targets: Sequence[TeacherTargets]) -> list[TeacherTargets]:
     """Return captions in the place of images, and the reverse: to be scored as these are."""
-    return [TeacherTargets(target.text, target.image, target.present) for target in targets]
+    return [TeacherTargets(target.text, target.image, target.present.flip(1)) for target in targets]
 
 
 def _spread(count: int, wanted: int) -> NDArray[np.int64]:

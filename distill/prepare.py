@@ -16,7 +16,7 @@ from mmkd.base.files import temporary_files, write_atomically
 from mmkd.base.process import usable_cores
 from mmkd.base.text import counted
 from mmkd.distill import checkpoint
-from mmkd.distill.batch_norm import prepare_batch_norms
+from mmkd.distill.batch_norm import prepare_batch_norms, refuse_batch_norms
 from mmkd.distill.batches import Batches, BatchPlan, Schedule
 from mmkd.distill.captions import Tokenize
 from mmkd.distill.checkpoint import Progress
@@ -67,8 +67,9 @@ class Run:
     def headline(self) -> str:
         """One line: pairs, teachers, student, steps and devices."""
         teachers, pairs, judge = self.batches.teachers, self.batches.pairs, self.judge_before
+        rows = ", ".join(counted(count, name) for name, count in pairs.counts.items())
         return (
-            f"{counted(len(pairs.rows), 'pair')}, {counted(len(teachers.slugs) if teachers else 0, 'teacher')}, "
+            f"{rows}, {counted(len(teachers.slugs) if teachers else 0, 'teacher')}, "
             f"student of {self.parameters / 1e6:.1f} M parameters, {self.schedule.total_steps:,} steps of "
             f"{self.config.batch_size} on {self.world.size} x {self.world.device.type}"
             + (f", from step {self.progress.step:,}" if self.progress.step else "")
@@ -80,10 +81,12 @@ class Run:
         found = []
         pairs = self.batches.pairs
         if pairs.cut:
-            share, context = pairs.cut / len(pairs.rows), pairs.captions.context
+            share, context = pairs.cut / (len(pairs.rows) - pairs.counts.get("lone image", 0)), pairs.captions.context
             found.append(f"{share:.1%} of the captions fill the context of {context} tokens and may be cut there")
-        if silent := [slug for slug, count in pairs.counts.items() if not count]:
-            found.append(f"no pair of this run has features of {', '.join(silent)}")
+        if silent := [slug for slug, count in pairs.taught.items() if not count]:
+            found.append(f"no row of this run has features of {', '.join(silent)}")
+        if self.config.data.unpaired and pairs.all_paired:
+            found.append("data.unpaired changes nothing: every row of this run is a pair")
         student = self.update.model.towers.student
         if getattr(student, "logit_bias", None) is not None:
             found.append("the student's logit_bias is not trained: no loss here uses it")
@@ -125,7 +128,7 @@ def prepare(config: RunConfig, world: World, scratch: Path | None = None) -> Run
     slugs = _teachers(config, store)
     pairs = open_pairs(config.out, _pair_source(config, store, slugs, tokenizer, record), world, scratch)
     _refuse_few(pairs, config, store)
-    teachers = TeacherFeatures(store, slugs, available=pairs.available) if slugs else None
+    teachers = TeacherFeatures(store, slugs, taught=pairs.bits) if slugs else None
     schedule = Schedule(len(pairs.rows), config.batch_size, config.epochs)
     warmup_steps(config.optimizer, schedule.total_steps)
     held_out = [find_held_out(entry, store, pairs) for entry in config.monitor.sets]
@@ -135,20 +138,19 @@ def prepare(config: RunConfig, world: World, scratch: Path | None = None) -> Run
     prepare_batch_norms(student, config.compute.batch_norm, world, share % piece or piece)
     towers = Towers(student).to(world.device)
     lock_layers(towers, config.student.lock)
+    if "lone text" in pairs.counts:
+        refuse_batch_norms(towers.train())
     wish = config.data.features
     if teachers is not None and (wish == "resident" or (wish == "auto" and teachers.fits(world.device))):
         teachers.reside(world.device)
-    captions = pairs.captions
-    if len(probed := captions.spread(16)):
-        towers.check_padding(captions.tokens(probed).to(world.device), captions.columns(probed))
-    arithmetic = count_arithmetic(towers, captions.context, world.size, half=_half(config, world))
+    arithmetic = _look_at_captions(towers, pairs, world, half=_half(config, world))
     workers = config.data.workers if config.data.workers is not None else default_workers()
-    images = row_images(store, pairs.places, config.data.images, max(image_size(student)))
-    windows, ahead = _find_windows(config, store, pairs, slugs, images, workers)
+    pictures = row_images(store, pairs.places, config.data.images, max(image_size(student)))
+    windows, ahead = _find_windows(config, store, pairs, slugs, pictures, workers)
     batches = Batches(
         plan=BatchPlan(pairs.rows, schedule, config.seed, windows),
         pairs=pairs,
-        pictures=train_pictures(images, config.data, student, world.device),
+        pictures=train_pictures(pictures, config.data, student, world.device),
         ahead=ahead,
         teachers=teachers,
         workers=workers,
@@ -182,6 +184,15 @@ def prepare(config: RunConfig, world: World, scratch: Path | None = None) -> Run
     return Run(config, world, batches, update, average, monitor, record, progress, tokenizer, arithmetic, judge_before)
 
 
+def _look_at_captions(towers: Towers, pairs: Pairs, world: World, *, half: bool) -> Arithmetic:
+    """Check that padding can be left out of the text tower, and count the operations of a step."""
+    captions = pairs.captions
+    if len(probed := captions.spread(16)):
+        towers.check_padding(captions.tokens(probed).to(world.device), captions.columns(probed))
+    images, texts = (1 - pairs.counts.get(f"lone {part}", 0) / len(pairs.rows) for part in ("text", "image"))
+    return count_arithmetic(towers, captions.context, world.size, half=half, images=images, texts=texts)
+
+
 def _teachers(config: RunConfig, store: FeatureStore) -> tuple[str, ...]:
     """Return the teachers that losses ask. Raises UserError if there is none to ask."""
     if not config.loss.teacher_terms:
@@ -196,7 +207,9 @@ def _pair_source(
 ) -> PairSource:
     text = json.dumps([record.network["text_cfg"], record.text_files, record.versions["open_clip"]])
     selection = config.selection if slugs else None
-    return PairSource(store, config.where, slugs, selection, tokenizer, text, record.source.selection)
+    return PairSource(
+        store, config.where, slugs, selection, tokenizer, text, record.source.selection, config.data.unpaired
+    )
 
 
 def _find_windows(
@@ -223,7 +236,7 @@ def _judged(pairs: Pairs, windows: Windows | None) -> tuple[NDArray[np.int64], N
 def _refuse_few(pairs: Pairs, config: RunConfig, store: FeatureStore) -> None:
     """Raise UserError if the pairs do not fill a batch."""
     if len(pairs.rows) < config.batch_size:
-        having = " and have a teacher" if pairs.counts else ""
+        having = " and have a teacher" if pairs.taught else ""
         raise UserError(
             f"{store.root}: {len(pairs.rows)} rows match {config.where or 'everything'}{having}, "
             f"fewer than one batch of {config.batch_size}; lower batch_size or change `where`"

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from mmkd.base.text import counted
 from mmkd.distill.config import RunConfig
 from mmkd.distill.logs import memory_bytes
 from mmkd.distill.prepare import Run, prepare
@@ -21,7 +22,8 @@ _SECONDS = 20.0
 class Estimate:
     """Size and duration of a run on this machine, with the ranks that measured it."""
 
-    pairs: int
+    rows: dict[str, int]
+    """See `Pairs.counts`."""
     teachers: tuple[str, ...]
     student_parameters: int
     other_parameters: int
@@ -51,7 +53,8 @@ class Estimate:
 
     def lines(self) -> Iterator[str]:
         """Yield the estimate as a user reads it."""
-        yield f"pairs          {self.pairs:,}; teachers: {', '.join(self.teachers) or 'none asked'}"
+        rows = ", ".join(counted(count, name) for name, count in self.rows.items())
+        yield f"rows           {rows}; teachers: {', '.join(self.teachers) or 'none asked'}"
         yield f"parameters     {self.student_parameters:,} student, {self.other_parameters:,} beside it"
         yield (
             f"memory         {self.memory_bytes / 1e9:.2f} GB on each of {self.ranks} x {self.device}"
@@ -82,8 +85,8 @@ def estimate(config: RunConfig, say: Callable[[str], None] = print) -> Estimate 
         moments = sum(2 * parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
         average = sum(value.nbytes for value in run.average.values.values()) if run.average else 0
         return Estimate(
-            pairs=len(pairs.rows),
-            teachers=tuple(slug for slug, count in pairs.counts.items() if count),
+            rows=pairs.counts,
+            teachers=tuple(slug for slug, count in pairs.taught.items() if count),
             student_parameters=run.parameters,
             other_parameters=sum(parameter.numel() for parameter in model.objective.parameters()),
             steps=run.schedule.total_steps,

@@ -307,6 +307,8 @@ class Towers(nn.Module):
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """Encode uint8 (B, 3, H, W) to (B, D), after the arithmetic of torchvision's ToTensor and Normalize."""
+        if not len(images):  # as one blank image, left out: many networks fail on none, and ranks wait for gradients
+            return self.encode_images(images.new_zeros(1, 3, *image_size(self.student)))[:0]
         pixels = images.float().div(255).sub(self.mean).div(self.std)
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return self._encode_pixels(pixels.contiguous(memory_format=layout))
@@ -323,6 +325,8 @@ class Towers(nn.Module):
     def encode_tokens(self, tokens: torch.Tensor, columns: Sequence[int] = ()) -> torch.Tensor:
         """Encode int64 (B, L) to (B, D); with `cuts_padding` and the columns that each row needs (B,), in groups of
         rows of like length. The features are those of padded rows up to rounding, see `check_padding`."""
+        if not len(tokens):
+            return self.encode_tokens(tokens.new_ones(1, tokens.shape[1]))[:0]
         if not self.cuts_padding or len(columns) != len(tokens):
             return self._encode_padded(tokens)
         groups = length_groups(columns, _GROUP_COST.get(tokens.device.type, _GROUP_COST["cuda"]))

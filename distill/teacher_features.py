@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from mmkd.store import FeatureStore
 from mmkd.store.array import FeatureArray
-from mmkd.store.layout import TOWERS, Tower
+from mmkd.store.card import TeacherCard
+from mmkd.store.layout import SOUND_BIT, TOWERS, Tower
 
 # Of the device memory that is free before training: the rest is for weights, their moments and activations.
 RESIDENT_SHARE = 0.5
@@ -22,8 +23,7 @@ RESIDENT_SHARE = 0.5
 @dataclass(frozen=True)
 class TeacherTargets:
     """One teacher's features for the B rows of a batch. image, text: (B, E), E its width, in the store's own type, as
-    stored; rows that the teacher lacks are zero, and so is a tower that it has not. present: bool (B,), where it has
-    all its towers."""
+    stored; what the teacher lacks is zero. present: bool (B, 2), where its image, its text is there and teaches."""
 
     image: torch.Tensor
     text: torch.Tensor
@@ -33,10 +33,27 @@ class TeacherTargets:
         """Return the same rows on `device`; from pinned memory without waiting."""
         return TeacherTargets(*(part.to(device, non_blocking=True) for part in (self.image, self.text, self.present)))
 
+    def masked(self, has: torch.Tensor) -> TeacherTargets:
+        """Return the same rows, present only where `has`, bool (B, 2), is True."""
+        return replace(self, present=self.present & has.to(self.present.device))
 
-def pack_available(available: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Return bool (N, T) as bits, uint8 (N, T / 8): what a run keeps of a hundred million rows."""
-    return np.packbits(available, axis=1)
+
+def taught_bits(
+    valid_NT: NDArray[np.uint8], cards: Sequence[TeacherCard], chosen_NT: NDArray[np.bool_], *, unpaired: bool
+) -> NDArray[np.uint8]:
+    """Return which features of N rows teach, two bits for each teacher, uint8 (N, 2 T / 8): what a run keeps of a
+    hundred million rows. chosen: where a teacher has all its towers and the selection keeps the pair."""
+    whole_T = np.array([card.all_sound for card in cards], dtype=np.uint8)
+    there_NT = np.where(chosen_NT, whole_T, np.uint8(0))
+    if unpaired:
+        there_NT = np.where(valid_NT == whole_T, there_NT, valid_NT)
+    towers = [there_NT & np.uint8(SOUND_BIT[tower]) > 0 for tower in TOWERS]
+    return np.packbits(np.stack(towers, axis=2).reshape(len(there_NT), -1), axis=1)
+
+
+def unpack_taught(bits: NDArray[np.uint8], teachers: int) -> NDArray[np.bool_]:
+    """Return `taught_bits` as bool (B, T, 2)."""
+    return np.unpackbits(bits, axis=1, count=2 * teachers).reshape(len(bits), teachers, 2).astype(bool)
 
 
 class TeacherFeatures:
@@ -47,9 +64,13 @@ class TeacherFeatures:
         store: FeatureStore,
         slugs: Sequence[str],
         selection: str | None = None,
-        available: NDArray[np.uint8] | None = None,
+        *,
+        unpaired: bool = False,
+        taught: NDArray[np.uint8] | None = None,
     ) -> None:
-        """Open the features of teachers. `available`: `pack_available` of these teachers, where it is known already."""
+        """A teacher teaches a row of which it has the features of all its towers, if the selection keeps the pair. With
+        `unpaired` also one of which it has one feature of two, which no selection judges. taught: `taught_bits` of
+        these teachers, where they are known already."""
         self.slugs = tuple(slugs)
         self.cards = {slug: store.card(slug) for slug in slugs}
         self.dims = tuple(card.dim for card in self.cards.values())
@@ -58,27 +79,29 @@ class TeacherFeatures:
             {tower: as_tensor(store.features(slug, tower)) for tower in card.towers}
             for slug, card in self.cards.items()
         ]
-        if available is None:
-            order = list(store.teachers)
-            available = pack_available(store.available(selection)[:, [order.index(slug) for slug in slugs]])
-        self._available = available
+        if taught is None:
+            chosen, order = store.available(selection), list(store.teachers)
+            valid = np.stack([store.valid(slug) for slug in slugs], axis=1)
+            taught = taught_bits(
+                valid, list(self.cards.values()), chosen[:, [order.index(slug) for slug in slugs]], unpaired=unpaired
+            )
+        self._taught = taught
         self._device = torch.device("cpu")
         self.resident_bytes = 0
         """Features held in memory of this process or its device."""
 
     def any_available(self) -> NDArray[np.bool_]:
-        """Return where at least one teacher has the features of all its towers, bool (N,)."""
-        found: NDArray[np.bool_] = self._available.any(axis=1)
+        """Return where at least one teacher teaches, bool (N,)."""
+        found: NDArray[np.bool_] = self._taught.any(axis=1)
         return found
 
-    def count_pairs(self, rows: NDArray[np.int64]) -> dict[str, int]:
-        """Count the rows of these of which each teacher has the features of all its towers."""
-        counts = self._present(rows).sum(axis=0)
-        return dict(zip(self.slugs, counts.tolist(), strict=True))
+    def count_rows(self, rows: NDArray[np.int64]) -> dict[str, int]:
+        """Count the rows of these that each teacher teaches."""
+        return dict(zip(self.slugs, self._present(rows).any(axis=2).sum(axis=0).tolist(), strict=True))
 
     def _present(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return where each teacher has all its towers, bool (B, T)."""
-        return np.unpackbits(self._available[rows], axis=1, count=len(self.slugs)).astype(bool)
+        """Return which features of these rows are there and teach, bool (B, T, 2)."""
+        return unpack_taught(self._taught[rows], len(self.slugs))
 
     @property
     def bytes(self) -> int:
@@ -105,9 +128,9 @@ class TeacherFeatures:
         """Return all teachers' features of these rows, in the order of `slugs`: on the device when resident, else
         pinned."""
         picked, targets = torch.from_numpy(rows).to(self._device), []
-        have = torch.from_numpy(np.ascontiguousarray(self._present(rows).T)).to(self._device)
-        for parts, dim, present in zip(self._parts, self.dims, have, strict=True):
-            image, text = (self._select(parts.get(tower), dim, picked, present) for tower in TOWERS)
+        have = torch.from_numpy(self._present(rows)).to(self._device)
+        for parts, dim, present in zip(self._parts, self.dims, have.unbind(1), strict=True):
+            image, text = (self._select(parts.get(tower), dim, picked, present[:, n]) for n, tower in enumerate(TOWERS))
             targets.append(TeacherTargets(image, text, present))
         return tuple(targets)
 

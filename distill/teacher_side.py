@@ -101,7 +101,10 @@ def mix_teachers(prepared: Sequence[PairFeatures], shares_BT: torch.Tensor) -> P
     image, text = (torch.stack([getattr(pairs, tower) for pairs in prepared], dim=1) for tower in ("image", "text"))
     chosen = shares_BT.argmax(dim=1)[:, None, None].expand(-1, 1, image.shape[2])
     return PairFeatures(
-        image.gather(1, chosen)[:, 0], text.gather(1, chosen)[:, 0], prepared[0].group, shares_BT.sum(1) > 0
+        image.gather(1, chosen)[:, 0],
+        text.gather(1, chosen)[:, 0],
+        prepared[0].group,
+        (shares_BT.sum(1) > 0)[:, None].expand(-1, 2),
     )
 
 
@@ -148,7 +151,7 @@ class Bank:
                     old_part[slots] = new_part
             self._end = end
         free = ~torch.isin(self._rows, batch_rows.to(self.device))
-        return [replace(pairs, available=pairs.mask & free) for pairs in self._teachers]
+        return [replace(pairs, available=pairs.mask & free[:, None]) for pairs in self._teachers]
 
 
 def _parts(pairs: PairFeatures) -> tuple[torch.Tensor, ...]:

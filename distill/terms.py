@@ -14,4 +14,6 @@ rows that a teacher lacks may hold anything finite. Each is a weight of its name
 `DEFAULT_WEIGHTS` or 0."""
 ONE_TOWER_TERMS = frozenset({"feature"})
 """Terms that learn from the one tower of a teacher without the other; all others leave such teachers out."""
+UNPAIRED_TERMS = ONE_TOWER_TERMS | {"relational"}
+"""Terms that learn from a row with an image or a text alone; all others, and `task`, take pairs."""
 DEFAULT_WEIGHTS: Mapping[str, float] = {"feature": 1.0, "cross": 1.0}

@@ -83,8 +83,7 @@ class Updater:
         return Outcome(summed, self.model.objective.total(summed).detach(), norm.detach())
 
     def _backward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        image, text, log_scale = self._forward((batch.images, batch.tokens, batch.columns))
-        return self._backward_loss(StudentFeatures(image.float(), text.float(), log_scale), batch)
+        return self._backward_loss(self._forward((batch.images, batch.tokens, batch.columns)), batch)
 
     def _backward_in_pieces(self, batch: Batch, size: int) -> dict[str, torch.Tensor]:
         """GradCache (Gao et al. 2021, arXiv 2101.06983): features of all pieces first, without their graphs; the loss
@@ -100,9 +99,9 @@ class Updater:
                 found.append(self._forward(piece, self.model.towers))
         image, text = (torch.cat([outputs[i] for outputs in found]).float().requires_grad_() for i in (0, 1))
         log_scale = found[0][2].detach().requires_grad_()
-        terms = self._backward_loss(StudentFeatures(image, text, log_scale), batch)
-        wanted = zip(*(torch.split(_gradient(leaf), size) for leaf in (image, text)), strict=True)
-        for number, (piece, state, gradients) in enumerate(zip(pieces, states, wanted, strict=True)):
+        terms = self._backward_loss((image, text, log_scale), batch)
+        for number, (piece, state) in enumerate(zip(pieces, states, strict=True)):
+            gradients = [_gradient(leaf)[number * size : (number + 1) * size] for leaf in (image, text)]
             last = number + 1 == len(pieces)
             # The dropout of the first pass.
             torch.set_rng_state(state[0])
@@ -117,7 +116,8 @@ class Updater:
                 torch.autograd.backward(outputs, [*cast, scale_gradient])
         return terms
 
-    def _backward_loss(self, features: StudentFeatures, batch: Batch) -> dict[str, torch.Tensor]:
+    def _backward_loss(self, outputs: Outputs, batch: Batch) -> dict[str, torch.Tensor]:
+        features = StudentFeatures(*batch.spread(outputs[0].float(), outputs[1].float()), outputs[2])
         terms: dict[str, torch.Tensor] = self.model.objective(features, batch, self.world)
         # Ranks hold parts of a sum, and gradients are averaged over ranks: hence the factor.
         (self.model.objective.total(terms) * self.world.size).backward()  # type: ignore[no-untyped-call]
@@ -146,8 +146,8 @@ def _keep_statistics(module: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Of a run. sample_flops: operations of a step for one pair, two for a multiply-add, of the towers alone. ranks:
-    devices that share the pairs. peak: TFLOP/s of one of them; 0.0 where it is not known."""
+    """Of a run. sample_flops: operations of a step for a mean row, two for a multiply-add, of the towers alone. ranks:
+    devices that share the rows. peak: TFLOP/s of one of them; 0.0 where it is not known."""
 
     sample_flops: float
     ranks: int
@@ -160,9 +160,12 @@ class Arithmetic:
 
 
 @torch.no_grad()
-def count_arithmetic(towers: Towers, context: int, ranks: int, *, half: bool) -> Arithmetic:
-    """Count the forward pass of one pair whose caption fills the context; backward takes twice as much for towers that
-    learn. What a step computes twice (GradCache, checkpointing) counts once."""
+def count_arithmetic(
+    towers: Towers, context: int, ranks: int, *, half: bool, images: float = 1.0, texts: float = 1.0
+) -> Arithmetic:
+    """Count the forward pass of a row whose caption fills the context, `images` and `texts` being the shares of rows
+    with each; backward takes twice as much for towers that learn. What a step computes twice (GradCache, checkpointing)
+    counts once."""
     device = towers.mean.device
     image = torch.zeros(1, 3, *image_size(towers.student), dtype=torch.uint8, device=device)
     tokens = torch.ones(1, context, dtype=torch.long, device=device)
@@ -172,11 +175,11 @@ def count_arithmetic(towers: Towers, context: int, ranks: int, *, half: bool) ->
     torch.backends.mha.set_fastpath_enabled(False)  # the counter knows neither it nor a CPU's attention
     try:
         total = 0.0
-        for encode, inputs, visual in ((towers.encode_images, image, True), (towers.encode_tokens, tokens, False)):
+        for encode, inputs, share in ((towers.encode_images, image, images), (towers.encode_tokens, tokens, texts)):
             with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
                 encode(inputs)
-            learns = any(name.startswith("visual.") == visual for name in learned)
-            total += counter.get_total_flops() * (3 if learns else 1)
+            learns = any(name.startswith("visual.") == (inputs is image) for name in learned)
+            total += counter.get_total_flops() * (3 if learns else 1) * share
     finally:
         towers.train(training)
         for name, parameter in towers.student.named_parameters():

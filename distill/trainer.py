@@ -118,7 +118,7 @@ def _loop(run: Run, log: Board, signals: list[signal.Signals]) -> TrainReport:
             if last or batch.step % config.logging.every_steps == 0:
                 losses = outcome.values()
                 rates = clock.lap(run.world.device) | {"lr": lr, "gradient_norm": outcome.norm.item()}
-                rates |= run.arithmetic.rates(rates["samples_per_second"])
+                rates |= run.arithmetic.rates(rates["samples_per_second"]) | batch.counts(run.world)
                 log(batch.step, {f"loss/{name}": value for name, value in losses.items()} | rates)
             if run.monitor.sets and (last or progress.step % config.monitor.every_steps == 0):
                 guard.check_before(None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from mmkd.distill.presets import compose
 from mmkd.distill.teacher_features import TeacherTargets
 from mmkd.distill.teacher_side import Bank, Heads, Preparation
 from mmkd.distill.world import World, join_ranks
+from mmkd.store.layout import TOWERS
 
 ROWS, WIDTH, SEED, STEP = 8, 4, 11, 3
 # The first and the last are judged together, the one between them apart.
@@ -28,6 +30,9 @@ SLUGS, WIDTHS = ("a", "b", "c"), (3, 5, 3)
 PRESENT = np.array([[1, 1, 1], [0, 1, 1], [0, 0, 0], [1, 0, 1], [1, 1, 0], [1, 1, 1], [1, 0, 1], [0, 1, 0]], dtype=bool)
 GROUPS = [4, 5, 6, 4, 7, 8, 9, 5]
 BANK_ROWS = 20
+# Of the recipes of rows without a pair: 1 and 6 are lone images, 4 is a lone text.
+HAS = np.array([[True, i not in (1, 6)] for i in range(ROWS)] + [[True, True]] * (BANK_ROWS - ROWS))
+HAS[4] = [False, True]
 CLIP = compose({"preset": "mmkd_clip"}, Path("run.yaml"))
 RECIPES: dict[str, dict[str, Any]] = {
     "mmkd_clip": {"loss": CLIP["loss"], "policy": CLIP["policy"]},
@@ -41,6 +46,13 @@ RECIPES: dict[str, dict[str, Any]] = {
     "teachers alone": {"loss": {"task": 0.0}},
     "one tower": {"loss": {}, "towers": [("image", "text"), ("image",), ("image", "text")]},
     "learned": {"loss": {"balance": "learned", "relational": 2.0}, "policy": {"kind": "one"}},
+    "unpaired": {"loss": {"relational": 0.5}, "unpaired": True},
+    "unpaired, everything": {
+        "loss": {"bank": 1.0, "relational": 0.5, "balance": "equal", "bank_rows": {"size": 6, "refresh": 2}},
+        "policy": {"kind": "best", "by": "corpus", "keys": "known", "drop": 0.5},
+        "towers": [("image", "text"), ("image",), ("image", "text")],
+        "unpaired": True,
+    },
 }
 
 
@@ -68,14 +80,19 @@ def alignment(values: dict[str, np.ndarray]) -> Alignment:
     return Alignment(card, maps)
 
 
-def targets_of(rows: np.ndarray) -> tuple[TeacherTargets, ...]:
+def has_of(recipe: str) -> np.ndarray:
+    """Which rows have an image, a text."""
+    return HAS if RECIPES[recipe].get("unpaired") else np.ones_like(HAS)
+
+
+def targets_of(recipe: str, rows: np.ndarray) -> tuple[TeacherTargets, ...]:
     """What the teachers say of these rows; rows from 8 on are the bank's own and every teacher has them."""
-    values = arrays()
+    values, towers = arrays(), RECIPES[recipe].get("towers", [TOWERS] * 3)
     present = np.concatenate([PRESENT, np.ones((BANK_ROWS - ROWS, 3), dtype=bool)])[rows]
     return tuple(
         TeacherTargets(
             *(torch.tensor(values[f"{slug}/{tower}"][rows] * present[:, [t]]) for tower in ("image", "text")),
-            torch.tensor(present[:, t]),
+            torch.tensor(present[:, [t]] & has_of(recipe)[rows] & [tower in towers[t] for tower in TOWERS]),
         )
         for t, slug in enumerate(SLUGS)
     )
@@ -90,22 +107,24 @@ def objective(recipe: str) -> Objective:
     prepare = Preparation(SLUGS, alignment(arrays()) if aligned else None, loss.unit_teachers)
     heads = Heads("none", WIDTH, SLUGS, [WIDTH] * 3) if aligned else Heads("linear", WIDTH, SLUGS, WIDTHS)
     rows, cpu = np.arange(BANK_ROWS), torch.device("cpu")
-    teachers: Any = SimpleNamespace(slugs=SLUGS, gather=targets_of)
-    shares = make_policy(policy, SEED, teachers, rows, np.stack([rows, rows], axis=1), cpu)
+    towers, gather = RECIPES[recipe].get("towers", [TOWERS] * 3), partial(targets_of, recipe)
+    teachers: Any = SimpleNamespace(slugs=SLUGS, towers=towers, gather=gather)
+    groups = np.where(has_of(recipe)[:, ::-1], rows[:, None], -1)
+    shares = make_policy(policy, SEED, teachers, rows, groups, cpu)
     bank = None
     if loss.bank:
-        bank = Bank(rows, rows % 9, targets_of, prepare, config=loss.bank_rows, seed=SEED, device=cpu)
-    side = TeacherSide(heads, prepare, shares, [9.0, 14.0, 20.0], bank)
-    side.towers = RECIPES[recipe].get("towers", ())
-    return Objective(loss, side)
+        paired = rows[has_of(recipe).all(axis=1)]
+        bank = Bank(paired, paired % 9, gather, prepare, config=loss.bank_rows, seed=SEED, device=cpu)
+    return Objective(loss, TeacherSide(heads, prepare, shares, [9.0, 14.0, 20.0], bank, towers))
 
 
-def batch_of(rows: np.ndarray) -> Batch:
+def batch_of(recipe: str, rows: np.ndarray) -> Batch:
     """These rows, standing at positions 100 and on of epoch 2."""
     nothing = torch.zeros(len(rows), 0)
     return Batch(
         step=STEP, epoch=2, rows=rows, positions=torch.from_numpy(rows + 100), images=nothing, tokens=nothing,
-        columns=(0,) * len(rows),        groups=torch.tensor(GROUPS)[rows], targets=targets_of(rows),
+        columns=(0,) * len(rows), groups=torch.tensor(GROUPS)[rows], targets=targets_of(recipe, rows),
+        has=torch.tensor(HAS[rows]) if RECIPES[recipe].get("unpaired") else None,
     )  # fmt: skip
 
 
@@ -115,7 +134,7 @@ def terms_and_gradients(recipe: str, world: World) -> dict[str, torch.Tensor]:
     image, text = (torch.tensor(values[name][rows], requires_grad=True) for name in ("image", "text"))
     log_scale = torch.tensor(2.5, requires_grad=True)
     asked = objective(recipe)
-    terms = asked(StudentFeatures(image, text, log_scale), batch_of(rows), world)
+    terms = asked(StudentFeatures(image, text, log_scale), batch_of(recipe, rows), world)
     asked.total(terms).backward()
     learned = {"log_scale": log_scale} | dict(asked.named_parameters())
     found = {name: world.sum(term) for name, term in terms.items()}

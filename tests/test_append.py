@@ -21,8 +21,9 @@ from tiny_teachers import write_tiny_teacher
 
 from mmkd.base.errors import CorpusError
 from mmkd.cli.store import store as store_command
+from mmkd.distill.image_places import ImagePlaces
 from mmkd.distill.images import image_batches, row_images
-from mmkd.distill.pairs import ImagePlaces, is_pair, rows_where
+from mmkd.distill.pairs import is_pair, rows_where
 from mmkd.extract.cluster_config import ClusterConfig
 from mmkd.extract.config import ExtractConfig
 from mmkd.extract.corpora import open_corpus

@@ -53,7 +53,7 @@ def test_gather_gives_what_a_teacher_has_and_zero_elsewhere(training_scene: Path
     for _ in range(2):
         one, two = features.gather(rows)
         assert one.present.all()
-        assert two.present.tolist() == [False, True, True, False, True]
+        assert two.present.tolist() == [[there] * 2 for there in (False, True, True, False, True)]
         assert np.array_equal(two.image.numpy()[[1, 2, 4]], store.image("two")[[3, 255, 7]])
         assert not two.image[[0, 3]].any()
         assert np.array_equal(one.text.numpy(), store.text("one")[rows])

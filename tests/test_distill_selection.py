@@ -25,10 +25,11 @@ def test_targets_are_those_of_the_selection(tmp_path: Path) -> None:
     chosen = TeacherFeatures(store, ("near", "far"), "good")
     assert np.array_equal(chosen.any_available(), kept.any(axis=1))
     for target, before, column in zip(chosen.gather(rows), everything, (1, 0), strict=True):
-        assert np.array_equal(target.present.numpy(), kept[rows, column])
+        assert np.array_equal(target.present.numpy(), kept[rows, column][:, None].repeat(2, axis=1))
         assert before.present.all()
-        assert np.array_equal(target.image[target.present].numpy(), before.image[target.present].numpy())
-        assert not target.image[~target.present].any()
+        present = target.present[:, 0]
+        assert np.array_equal(target.image[present].numpy(), before.image[present].numpy())
+        assert not target.image[~present].any()
     with pytest.raises(UserError, match="has no selection 'bad'; it has good"):
         TeacherFeatures(store, ("near",), "bad")
     assert RunConfig.model_fields["selection"].default is None

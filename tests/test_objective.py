@@ -124,13 +124,100 @@ def test_terms_are_means_over_rows_of_means_over_their_teachers(tmp_path: Path, 
     assert found == pytest.approx(total / count, rel=1e-6)
 
 
+def _relations(values: dict[str, Array], t: int, has: Array, here: Array) -> Array:
+    """Each row's divergence of the student's similarities from the teacher's over the keys that both have."""
+    scale = {"t": (9.0, 14.0, 20.0)[t], "s": np.exp(2.5)}
+    slug, total = scene.SLUGS[t], np.zeros(scene.ROWS)
+    for way, (query, key) in enumerate((("image", "text"), ("text", "image"))):
+        keys = np.flatnonzero(here & has[:, 1 - way])
+        for row in np.flatnonzero(here & has[:, way]):
+            log = {}
+            for who, prefix in (("t", f"{slug}/"), ("s", "")):
+                a, b = values[prefix + query][row], values[prefix + key][keys]
+                logits = scale[who] * (b @ a) / np.linalg.norm(a) / np.linalg.norm(b, axis=1)
+                log[who] = logits - np.log(np.exp(logits).sum())
+            total[row] += np.sum(np.exp(log["t"]) * (log["t"] - log["s"])) / 2
+    return total
+
+
+def test_rows_without_a_pair_learn_from_the_terms_of_the_tower_that_they_have(tmp_path: Path, ranks: int) -> None:
+    """Against loops over NumPy: rows 1 and 6 are lone images, row 4 is a lone text."""
+    values = {name: array.astype(np.float64) for name, array in scene.arrays().items()}
+    found, asked = scene.results(ranks, "unpaired", tmp_path / "found.pt"), scene.objective("unpaired")
+    has, pairs, group = scene.HAS[: scene.ROWS], np.array([0, 2, 3, 5, 7]), np.array(scene.GROUPS)
+    shares = scene.PRESENT / np.maximum(scene.PRESENT.sum(1, keepdims=True), 1)
+
+    def unit(x: Array) -> Array:
+        return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+    def contrast(queries: Array, keys: Array, scale: float, kept: Array) -> Array:
+        logits = scale * unit(queries)[kept] @ unit(keys)[kept].T
+        same = group[kept][:, None] == group[kept]
+        return np.log(np.exp(logits).sum(1)) - np.where(same, logits, 0).sum(1) / same.sum(1)
+
+    image, text = values["image"], values["text"]
+    task = contrast(image, text, np.exp(2.5), pairs) + contrast(text, image, np.exp(2.5), pairs)
+    expected = {"task": float(task.mean() / 2), "feature": 0.0, "cross": 0.0, "relational": 0.0}
+    of_pairs = 0.0
+    for t, slug in enumerate(scene.SLUGS):
+        here, head = scene.PRESENT[:, t], asked.heads.maps[t].weight.detach().numpy().astype(np.float64)
+        mine = {tower: unit(values[tower] @ head.T) for tower in ("image", "text")}
+        theirs = {tower: unit(values[f"{slug}/{tower}"][: scene.ROWS]) for tower in mine}
+        near = np.stack([1 - (mine[tower] * theirs[tower]).sum(1) for tower in mine], axis=1)
+        expected["feature"] += float(shares[:, t] @ (near * has).sum(1))
+        expected["relational"] += float(shares[:, t] @ _relations(values, t, has, here))
+        kept = pairs[here[pairs]]
+        both = contrast(mine["image"], theirs["text"], 1 / 0.07, kept) + contrast(
+            mine["text"], theirs["image"], 1 / 0.07, kept
+        )
+        expected["cross"] += float(shares[kept, t] @ both / 2)
+        of_pairs += float(shares[kept, t].sum())
+    for name in ("feature", "relational"):
+        expected[name] /= shares.sum()
+    expected["cross"] /= of_pairs
+    assert {name: found[name].item() for name in expected} == pytest.approx(expected, rel=1e-5)
+    assert not found["d image"][4].any()
+    assert not found["d text"][[1, 6]].any()
+    assert found["d image"][[1, 6]].abs().sum(1).gt(0).all()
+    assert found["d text"][4].abs().sum() > 0
+
+
+def test_a_key_counts_by_what_its_teacher_knows_of_its_caption_and_of_its_image(tmp_path: Path, ranks: int) -> None:
+    asked, batch, values = scene.objective("known"), scene.batch_of("known", np.arange(scene.ROWS)), scene.arrays()
+    assert asked.side is not None
+    scores = asked.side.policy.scores(batch)
+    shares = asked.side.policy.shares(batch, scores).double().numpy()
+    known = asked.side.policy.knowledge(batch, scores)
+    assert known is not None
+    of_caption, of_image = known.double().numpy().transpose(2, 0, 1)
+    student = {tower: values[tower].astype(np.float64) for tower in ("image", "text")}
+    total = 0.0
+    for t, (slug, scale) in enumerate(zip(scene.SLUGS, [9.0, 14.0, 20.0], strict=True)):
+        theirs = {tower: values[f"{slug}/{tower}"].astype(np.float64) for tower in ("image", "text")}
+        keys = np.flatnonzero(scene.PRESENT[:, t])
+        for row in np.flatnonzero(shares[:, t]):
+            ways = []
+            for query, key, share in (("image", "text", of_caption), ("text", "image", of_image)):
+                p = np.exp([scale * cosine(theirs[query][row], theirs[key][k]) + share[k, t] for k in keys])
+                q = np.exp([np.exp(2.5) * cosine(student[query][row], student[key][k]) for k in keys])
+                p, q = p / p.sum(), q / q.sum()
+                ways.append(float((p * np.log(p / q)).sum()))
+            total += shares[row, t] * sum(ways) / 2
+    found = scene.results(ranks, "known", tmp_path / "found.pt")["relational"].item()
+    assert found == pytest.approx(total / shares.sum(), rel=1e-5)
+
+
+def cosine(one: Array, other: Array) -> float:
+    return float(one @ other / np.sqrt((one @ one) * (other @ other)))
+
+
 def test_equal_balance_gives_every_teacher_a_part_of_one_size() -> None:
     from mmkd.distill.objective import Reduction
 
     values = torch.tensor([[1.0, 100.0], [3.0, 300.0]], requires_grad=True)
     shares = torch.full((2, 2), 0.5)
-    (even,) = Reduction("equal", ["x"], 2)({"x": values}, shares, ALONE).values()
-    (plain,) = Reduction("none", ["x"], 2)({"x": values}, shares, ALONE).values()
+    (even,) = Reduction("equal", ["x"], 2)({"x": values}, shares, ALONE, {"x": torch.tensor(True)}).values()
+    (plain,) = Reduction("none", ["x"], 2)({"x": values}, shares, ALONE, {"x": torch.tensor(True)}).values()
     assert even.item() == pytest.approx(plain.item()) == pytest.approx(101.0)
     gradient = torch.autograd.grad(even, values)[0]
     # Each value's part of the whole, in shares of its teacher's sum, is the same for both teachers.
@@ -145,7 +232,7 @@ def test_learned_balance_settles_where_each_variance_is_its_loss() -> None:
     with torch.no_grad():
         reduction.log_variances.copy_(torch.tensor([0.0, 0.0, 2.0, 200.0]).log().nan_to_num(neginf=0.0))
     values = torch.tensor([[1.0, 100.0], [3.0, 300.0]])
-    found = reduction({"y": values}, torch.full((2, 2), 0.5), ALONE)["y"]
+    found = reduction({"y": values}, torch.full((2, 2), 0.5), ALONE, {"y": torch.tensor(True)})["y"]
     found.backward()
     assert found.item() == pytest.approx((1 + np.log(2) + 1 + np.log(200)) / 2, rel=1e-6)
     assert reduction.log_variances.grad is not None

@@ -21,6 +21,7 @@ from mmkd.distill.config import load_run
 from mmkd.distill.mapped import ArrayWriter, is_intact, map_arrays
 from mmkd.distill.pairs import FOLDER, Pairs, PairSource, open_pairs
 from mmkd.distill.probe import estimate
+from mmkd.distill.teacher_features import unpack_taught
 from mmkd.distill.world import World, join_ranks
 from mmkd.store import FeatureStore
 from mmkd.store.samples import read_part, with_columns, write_part
@@ -61,9 +62,9 @@ def as_lists(pairs: Pairs) -> list[Any]:
     """Everything that training takes from pairs."""
     numbers = np.arange(len(pairs.rows))
     places = [pairs.places[row] for row in pairs.rows.tolist()]
-    bits = None if pairs.available is None else pairs.available.tolist()
+    bits = None if pairs.bits is None else pairs.bits.tolist()
     tokens = pairs.captions.tokens(numbers).tolist()
-    return [pairs.rows.tolist(), places, tokens, pairs.groups.tolist(), bits, pairs.counts, pairs.cut]
+    return [pairs.rows.tolist(), places, tokens, pairs.groups.tolist(), bits, pairs.counts, pairs.taught, pairs.cut]
 
 
 def test_pairs_are_the_sound_rows_with_a_teacher_and_what_the_table_says_of_them(features: Path) -> None:
@@ -74,7 +75,8 @@ def test_pairs_are_the_sound_rows_with_a_teacher_and_what_the_table_says_of_them
     wanted = [row for row, sample in table.items() if sample["status"] == "ok" and available[row].any()]
     assert len(wanted) == 299
     assert pairs.rows.tolist() == wanted
-    assert pairs.counts == dict(zip(store.teachers, available[wanted].sum(axis=0).tolist(), strict=True))
+    assert pairs.counts == {"pair": 299}
+    assert pairs.taught == dict(zip(store.teachers, available[wanted].sum(axis=0).tolist(), strict=True))
     for number, row in enumerate(wanted):
         sample = table[row]
         assert pairs.places[row] == (sample["uri"], sample["offset"], sample["length"])
@@ -84,8 +86,8 @@ def test_pairs_are_the_sound_rows_with_a_teacher_and_what_the_table_says_of_them
     images = [table[row]["image_sha256"] or row for row in wanted]
     for column, values in zip(pairs.groups.T.tolist(), (tokens, images), strict=True):
         assert len({*zip(column, values, strict=True)}) == len(set(column)) == len(set(values))
-    found = np.unpackbits(pairs.available, axis=1, count=2).astype(bool)  # type: ignore[arg-type]
-    assert np.array_equal(found, available)
+    there = unpack_taught(pairs.bits, 2)  # type: ignore[arg-type]
+    assert np.array_equal(there, np.stack([available] * 2, axis=2))
 
 
 def test_pairs_are_made_once_and_mapped_afterwards(features: Path) -> None:

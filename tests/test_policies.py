@@ -24,6 +24,7 @@ from mmkd.distill.policies import (
     weighted_teachers,
 )
 from mmkd.distill.teacher_features import TeacherTargets
+from mmkd.store.layout import TOWERS
 
 AVAILABLE = torch.tensor([[True, True, True], [False, True, True], [False, False, False], [True, False, False]])
 
@@ -89,17 +90,22 @@ def test_the_best_teachers_are_those_with_the_highest_scores() -> None:
     assert best_teachers(AVAILABLE, scores, 9).tolist() == all_teachers(AVAILABLE).tolist()
 
 
+def test_a_teacher_that_cannot_be_judged_has_a_share_beside_the_best() -> None:
+    scores = torch.tensor([[0.1, 0.3, torch.nan], [9.0, 0.1, torch.nan], [1.0, 2.0, torch.nan], [-5.0, 1.0, torch.nan]])
+    assert best_teachers(AVAILABLE, scores, 1).tolist() == [[0, 0.5, 0.5], [0, 0.5, 0.5], [0, 0, 0], [1, 0, 0]]
+
+
 def test_agreement_is_judged_by_each_teachers_own_standard() -> None:
     rng = np.random.default_rng(0)
     image = torch.tensor(rng.normal(size=(50, 6)))
     near, far = image + torch.tensor(rng.normal(size=(50, 6))) * 0.1, torch.tensor(rng.normal(size=(50, 6)))
-    everywhere = torch.ones(50, dtype=torch.bool)
+    everywhere = torch.ones(50, 2, dtype=torch.bool)
     some = everywhere.clone()
     some[:20] = False
     teachers = [TeacherTargets(image, near, everywhere), TeacherTargets(image, far, some)]
     scores = Standard.of(teachers).scores(teachers)
     assert scores[:, 0].mean().item() == pytest.approx(0, abs=1e-4)
-    assert scores[some, 1].std().item() == pytest.approx(1, rel=1e-4)
+    assert scores[some[:, 0], 1].std().item() == pytest.approx(1, rel=1e-4)
     raw = torch.cosine_similarity(image, near, dim=1)
     assert torch.equal(scores[:, 0].argsort(), raw.float().argsort())
 
@@ -107,7 +113,7 @@ def test_agreement_is_judged_by_each_teachers_own_standard() -> None:
 def test_familiarity_is_the_nearest_caption_of_the_run_and_not_the_samples_own() -> None:
     image = torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 1.0]])
     wrong = torch.tensor([[0.0, -1.0], [-1.0, 0.0], [-1.0, -1.0]])
-    target = TeacherTargets(image, wrong, torch.ones(3, dtype=torch.bool))
+    target = TeacherTargets(image, wrong, torch.ones(3, 2, dtype=torch.bool))
     known = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
     assert familiarity(target, known).tolist() == pytest.approx([1.0, 0.8, 1.4 / 2**0.5])
     assert familiarity(target, known.double()).dtype == torch.float32
@@ -116,7 +122,7 @@ def test_familiarity_is_the_nearest_caption_of_the_run_and_not_the_samples_own()
 def test_a_wrong_caption_does_not_change_which_teacher_is_best_by_the_corpus() -> None:
     rng = torch.Generator().manual_seed(0)
     at_home = torch.arange(40) < 20  # the first teacher knows the first half, the second the other
-    everywhere = torch.ones(40, dtype=torch.bool)
+    everywhere = torch.ones(40, 2, dtype=torch.bool)
     captions = torch.eye(8)
     noise = torch.nn.functional.normalize(torch.randn(40, 8, generator=rng), dim=1)
     known = captions[torch.arange(40) % 8]
@@ -133,7 +139,7 @@ def test_a_wrong_caption_does_not_change_which_teacher_is_best_by_the_corpus() -
 def test_each_caption_and_image_is_known_to_the_teacher_at_home_and_rows_are_no_ones_who_lacks_them() -> None:
     rng = torch.Generator().manual_seed(0)
     class_of, said = torch.arange(40) % 8, torch.randperm(40, generator=rng) % 8  # captions are of other images
-    vectors, everywhere = torch.eye(8), torch.ones(40, dtype=torch.bool)
+    vectors, everywhere = torch.eye(8), torch.ones(40, 2, dtype=torch.bool)
     lacking = everywhere.clone()
     lacking[3] = False
 
@@ -146,9 +152,10 @@ def test_each_caption_and_image_is_known_to_the_teacher_at_home_and_rows_are_no_
     rows = np.arange(40)
     teachers: Any = SimpleNamespace(
         slugs=("a", "b"),
+        towers=(TOWERS, TOWERS),
         gather=lambda r: tuple(TeacherTargets(t.image[r], t.text[r], t.present[r]) for t in targets),
     )
-    batch: Any = SimpleNamespace(targets=targets)
+    batch: Any = SimpleNamespace(targets=targets, has=None)
     groups = np.stack([rows, rows], axis=1)
     config = PolicyConfig(kind="best", by="corpus", keys="known")
     policy = make_policy(config, 0, teachers, rows, groups, torch.device("cpu"))

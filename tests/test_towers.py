@@ -127,7 +127,11 @@ def test_a_student_learns_from_images_alone_and_beside_pairs(trained: Path, rank
     assert {"feature", "cross"} <= set(in_ranks(ranks, both).losses)
     for name, changes, message in (
         ("cross", {"teachers": ["seer"]}, "loss.cross compares images with texts and teacher seer has no text tower"),
-        ("best", {"policy": {"kind": "best", "best": 1}}, "policy.kind best judges a teacher by its images and texts"),
+        (
+            "best",
+            {"teachers": ["seer"], "loss": {"cross": 0.0}, "policy": {"kind": "best"}},
+            "policy.kind best judges teachers by images and texts, and teacher seer has no text tower",
+        ),
     ):
         with pytest.raises(ConfigError, match=message):
             quiet(write_run(trained, name, where="", **changes))

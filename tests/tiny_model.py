@@ -33,7 +33,8 @@ def parts(seed: int = 0, rows: int = 12) -> tuple[Model, Batch]:
     set_model_preprocess_cfg(clip, {"size": 32, "mean": (0.5,) * 3, "std": (0.25,) * 3})
     model = Model(Towers(clip), objective())
     targets = tuple(
-        TeacherTargets(torch.randn(rows, e), torch.randn(rows, e), torch.rand(rows) < p) for e, p in ((6, 2), (8, 0.6))
+        TeacherTargets(torch.randn(rows, e), torch.randn(rows, e), (torch.rand(rows, 1) < p).expand(-1, 2))
+        for e, p in ((6, 2), (8, 0.6))
     )
     batch = Batch(
         step=0,

@@ -64,7 +64,7 @@ class AlignmentRows:
             judged = draw_rows(judged, config.judge_rows, config.seed, "the judge")
         self.judged: NDArray[np.int64] = rows[judged]
         self.judged_captions: NDArray[np.int64] = caption_of[judged].astype(np.int64)
-        self.pairs = self._features.count_pairs(self.fit)
+        self.pairs = self._features.count_rows(self.fit)
         """Rows to fit on that each teacher has."""
         if lost := [slug for slug, count in self.pairs.items() if count < 2]:
             raise UserError(f"{store.root}: nothing to fit teacher {lost[0]} on; leave it out with `teachers:`")
@@ -73,7 +73,7 @@ class AlignmentRows:
         """Gather the features of some rows, of each teacher where it has them."""
         out = {}
         for slug, target in zip(self.slugs, self._features.gather(rows), strict=True):
-            present = target.present
+            present = target.present.all(1)
             image, text = (part[present].to(device).float() for part in (target.image, target.text))
             if self.unit_input:
                 image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
