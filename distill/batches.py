@@ -3,7 +3,7 @@ of this rank, L tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
@@ -24,6 +24,8 @@ from mmkd.distill.world import World
 Item = TypeVar("Item")
 Piece = tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]
 """Images, tokens and columns of some rows: the arguments of the student's towers."""
+Choose = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Epoch, positions int64 (B,) and available teachers bool (B, T) to shares (B, T)."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,8 @@ class Batches:
     teachers: TeacherFeatures | None
     workers: int
     world: World
+    choose: Choose | None = None
+    """Which teachers' features are read; all when not given."""
     ahead: FetchAhead | None = None
     """Of a store behind a URL."""
 
@@ -174,12 +178,19 @@ class Batches:
             groups = pairs.groups[numbers]
             has = torch.from_numpy(groups[:, ::-1] >= 0)
             captions = numbers[groups[:, 0] >= 0]
-            targets = self.teachers.gather(rows) if self.teachers is not None else ()
+            positions = torch.arange(start + world.rank * len(rows), start + (world.rank + 1) * len(rows))
+            targets: tuple[TeacherTargets, ...] = ()
+            if self.teachers is not None:
+                wanted = None
+                if self.choose is not None:
+                    there = torch.from_numpy(self.teachers.present(rows)) & has[:, None]
+                    wanted = self.choose(epoch, positions, there.any(2)) > 0
+                targets = self.teachers.gather(rows, wanted)
             batch = Batch(
                 step=step,
                 epoch=epoch,
                 rows=rows,
-                positions=torch.arange(start + world.rank * len(rows), start + (world.rank + 1) * len(rows)),
+                positions=positions,
                 images=images,
                 tokens=pairs.captions.tokens(captions),
                 columns=pairs.captions.columns(captions),

@@ -157,7 +157,7 @@ class PairSource:
                 else:
                     kept = chosen[first:last, [order.index(slug) for slug in self.slugs]]
                 bits = {"bits": taught_bits(valid, cards, kept, unpaired=self.unpaired)}
-                have = bits["bits"].any(axis=1)[table["row"].to_numpy() - first]
+                have = np.asarray(bits["bits"].any(axis=1))[table["row"].to_numpy() - first]
                 usable = pc.and_(usable, pa.array(have))
             for names, sound in ((("caption",), text), (("uri", "image_sha256"), image)):
                 for at in map(table.schema.get_field_index, names):

@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,11 @@ from mmkd.distill.objective import make_objective
 from mmkd.distill.optimizer import WeightAverage, lock_layers, make_optimizer, warmup_steps
 from mmkd.distill.order import Windows
 from mmkd.distill.pairs import Pairs, PairSource, open_pairs
+from mmkd.distill.policies import drawn_teacher
 from mmkd.distill.provenance import TEXT, RunRecord, make_record
 from mmkd.distill.student import Towers, check_text, image_size, model_config, preprocessing, save_text
 from mmkd.distill.teacher_features import TeacherFeatures
+from mmkd.distill.terms import ONE_TOWER_TERMS
 from mmkd.distill.train_step import Arithmetic, Model, Updater, count_arithmetic
 from mmkd.distill.world import World
 from mmkd.store import FeatureStore
@@ -151,6 +154,7 @@ def prepare(config: RunConfig, world: World, scratch: Path | None = None) -> Run
         plan=BatchPlan(pairs.rows, schedule, config.seed, windows),
         pairs=pairs,
         pictures=train_pictures(pictures, config.data, student, world.device),
+        choose=partial(drawn_teacher, config.seed) if _reads_one(config) else None,
         ahead=ahead,
         teachers=teachers,
         workers=workers,
@@ -182,6 +186,12 @@ def prepare(config: RunConfig, world: World, scratch: Path | None = None) -> Run
         # Scores of other rows, or by another metric, are not compared.
         progress, judge_before = Progress(progress.step, monitor.judge), progress.judge
     return Run(config, world, batches, update, average, monitor, record, progress, tokenizer, arithmetic, judge_before)
+
+
+def _reads_one(config: RunConfig) -> bool:
+    """Return True if no loss compares a row with other rows as teachers see them that are not drawn for these."""
+    alone = config.loss.mixed_teachers or set(config.loss.teacher_terms) <= ONE_TOWER_TERMS
+    return config.policy.kind == "one" and config.loss.teacher_terms != () and alone
 
 
 def _look_at_captions(towers: Towers, pairs: Pairs, world: World, *, half: bool) -> Arithmetic:

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from mmkd.store import FeatureStore
-from mmkd.store.array import FeatureArray
+from mmkd.store.array import DecodedRows, FeatureArray
 from mmkd.store.card import TeacherCard
+from mmkd.store.chunk import ask_for_rows
 from mmkd.store.layout import SOUND_BIT, TOWERS, Tower
 
 # Of the device memory that is free before training: the rest is for weights, their moments and activations.
@@ -92,14 +93,13 @@ class TeacherFeatures:
 
     def any_available(self) -> NDArray[np.bool_]:
         """Return where at least one teacher teaches, bool (N,)."""
-        found: NDArray[np.bool_] = self._taught.any(axis=1)
-        return found
+        return np.asarray(self._taught.any(axis=1))
 
     def count_rows(self, rows: NDArray[np.int64]) -> dict[str, int]:
         """Count the rows of these that each teacher teaches."""
-        return dict(zip(self.slugs, self._present(rows).any(axis=2).sum(axis=0).tolist(), strict=True))
+        return dict(zip(self.slugs, self.present(rows).any(axis=2).sum(axis=0).tolist(), strict=True))
 
-    def _present(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def present(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return which features of these rows are there and teach, bool (B, T, 2)."""
         return unpack_taught(self._taught[rows], len(self.slugs))
 
@@ -124,14 +124,21 @@ class TeacherFeatures:
         self._parts = [{tower: copy(part) for tower, part in parts.items()} for parts in self._parts]
         self._device, self.resident_bytes = device, self.bytes
 
-    def gather(self, rows: NDArray[np.int64]) -> tuple[TeacherTargets, ...]:
+    def gather(self, rows: NDArray[np.int64], wanted: torch.Tensor | None = None) -> tuple[TeacherTargets, ...]:
         """Return all teachers' features of these rows, in the order of `slugs`: on the device when resident, else
-        pinned."""
+        pinned. Those that are not `wanted`, bool (B, T), are not read, and are zero."""
         picked, targets = torch.from_numpy(rows).to(self._device), []
-        have = torch.from_numpy(self._present(rows)).to(self._device)
-        for parts, dim, present in zip(self._parts, self.dims, have.unbind(1), strict=True):
-            image, text = (self._select(parts.get(tower), dim, picked, present[:, n]) for n, tower in enumerate(TOWERS))
-            targets.append(TeacherTargets(image, text, present))
+        have = torch.from_numpy(self.present(rows)).to(self._device)
+        asked = torch.ones_like(have[:, :, 0]) if wanted is None else wanted.to(self._device)
+        for parts, mine in zip(self._parts, asked.unbind(1), strict=True):
+            for part in parts.values():
+                _ask_for(part, picked[mine])
+        for parts, dim, present, mine in zip(self._parts, self.dims, have.unbind(1), asked.unbind(1), strict=True):
+            some, there = (picked, present) if wanted is None else (picked[mine], present[mine])
+            found = [self._select(parts.get(tower), dim, some, there[:, n]) for n, tower in enumerate(TOWERS)]
+            if wanted is not None:
+                found = [part.new_zeros(len(rows), part.shape[1]).masked_scatter(mine[:, None], part) for part in found]
+            targets.append(TeacherTargets(*found, present))
         return tuple(targets)
 
     def _select(
@@ -150,6 +157,15 @@ class TeacherFeatures:
             chosen = chosen.pin_memory() if pinned else chosen
         chosen[~present] = 0  # NaN in the store; a product with zero would keep it
         return chosen
+
+
+def _ask_for(source: torch.Tensor | FeatureArray, rows: torch.Tensor) -> None:
+    """Have a disk read rows of what is mapped."""
+    codes = source.codes if isinstance(source, DecodedRows) else source
+    if isinstance(codes, np.ndarray):
+        codes = as_tensor(codes)
+    if isinstance(codes, torch.Tensor) and codes.device.type == "cpu":
+        ask_for_rows(codes.data_ptr(), codes.stride(0) * codes.itemsize, rows.numpy())
 
 
 def as_tensor(features: FeatureArray) -> torch.Tensor | FeatureArray:
