@@ -14,13 +14,8 @@ SCHEDULER = "local, slurm, pbs, sge, a scheduler's address, or a YAML file that 
 @click.command()
 @click.argument("corpus")
 @click.argument("store", type=as_root)
-@click.option(
-    "--teachers",
-    default="all",
-    show_default=True,
-    help="all, or comma-separated names, NAME=local-dir:FOLDER or YAML cards.",
-)
-@click.option("--scheduler", default="local", show_default=True, help=SCHEDULER)
+@click.option("--teachers", default="all", help="all, or comma-separated names, NAME=local-dir:FOLDER or YAML cards.")
+@click.option("--scheduler", default="local", help=SCHEDULER)
 @click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one per GPU or core; one job]")
 @click.option("--limit", type=click.IntRange(min=1), help="Extract only the first rows of the corpus.")
 @click.option(
@@ -34,6 +29,11 @@ SCHEDULER = "local, slurm, pbs, sge, a scheduler's address, or a YAML file that 
     multiple=True,
     metavar="N|N%|retry",
     help="Stop when more rows than this fail, such as 1%; with retry, also read again the images that failed.",
+)
+@click.option(
+    "--views",
+    metavar="V|FILE",
+    help="Also extract this many random views of each image; a YAML file says how they are drawn.",
 )
 @click.option(
     "--keep-inputs",
@@ -55,6 +55,7 @@ def extract(corpus: str, store: StorePath, **options: Any) -> None:
     mmkd extract shards/ features/ --scheduler cluster.yaml --workers 16 --failures 1%
     mmkd extract pairs.csv s3://bucket/features
     """
+    from mmkd.base.images.recipe import parse_recipe
     from mmkd.extract.cluster_config import load_cluster
     from mmkd.extract.config import ExtractConfig, parse_failures
     from mmkd.extract.teachers import parse_teachers
@@ -67,6 +68,7 @@ def extract(corpus: str, store: StorePath, **options: Any) -> None:
         cluster=load_cluster(options["scheduler"], options["workers"]),
         limit=options["limit"],
         require=options["require"],
+        recipes=() if options["views"] is None else (parse_recipe("views", options["views"]),),
         keep_inputs=options["keep_inputs"],
         retry_failed=retry_failed,
         max_failures=max_failures,
