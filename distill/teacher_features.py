@@ -132,7 +132,7 @@ class TeacherFeatures:
         asked = torch.ones_like(have[:, :, 0]) if wanted is None else wanted.to(self._device)
         for parts, mine in zip(self._parts, asked.unbind(1), strict=True):
             for part in parts.values():
-                _ask_for(part, picked[mine])
+                ask_for(part, picked[mine])
         for parts, dim, present, mine in zip(self._parts, self.dims, have.unbind(1), asked.unbind(1), strict=True):
             some, there = (picked, present) if wanted is None else (picked[mine], present[mine])
             found = [self._select(parts.get(tower), dim, some, there[:, n]) for n, tower in enumerate(TOWERS)]
@@ -159,7 +159,7 @@ class TeacherFeatures:
         return chosen
 
 
-def _ask_for(source: torch.Tensor | FeatureArray, rows: torch.Tensor) -> None:
+def ask_for(source: torch.Tensor | FeatureArray, rows: torch.Tensor) -> None:
     """Have a disk read rows of what is mapped."""
     codes = source.codes if isinstance(source, DecodedRows) else source
     if isinstance(codes, np.ndarray):
