@@ -135,10 +135,12 @@ class TeacherFeatures:
                 ask_for(part, picked[mine])
         for parts, dim, present, mine in zip(self._parts, self.dims, have.unbind(1), asked.unbind(1), strict=True):
             some, there = (picked, present) if wanted is None else (picked[mine], present[mine])
-            found = [self._select(parts.get(tower), dim, some, there[:, n]) for n, tower in enumerate(TOWERS)]
+            image, text = (self._select(parts.get(tower), dim, some, there[:, n]) for n, tower in enumerate(TOWERS))
             if wanted is not None:
-                found = [part.new_zeros(len(rows), part.shape[1]).masked_scatter(mine[:, None], part) for part in found]
-            targets.append(TeacherTargets(*found, present))
+                image, text = (
+                    part.new_zeros(len(rows), dim).masked_scatter(mine[:, None], part) for part in (image, text)
+                )
+            targets.append(TeacherTargets(image, text, present))
         return tuple(targets)
 
     def _select(
