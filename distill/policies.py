@@ -23,6 +23,8 @@ _KNOWN_CAPTIONS = 4096
 """Captions with which images are compared to see whether a teacher knows them, spread evenly over the run's."""
 _KNOWN_IMAGES = 4096
 """Likewise of images, for captions."""
+_LOOKED_AT = 1 << 20
+"""Rows, spread evenly, among which those are looked for."""
 _SURE = 0.5
 """Standard deviations by which one teacher's score exceeds another's when it is e times as sure to know a row."""
 _ROWS_AT_ONCE = 1024
@@ -61,6 +63,11 @@ def one_teacher(available_BT: torch.Tensor, drawn_B: torch.Tensor) -> torch.Tens
     chosen_B = (drawn_B * count_B).long()
     number_BT = available_BT.cumsum(1) - 1
     return (available_BT & (number_BT == chosen_B[:, None])).float()
+
+
+def drawn_teacher(seed: int, epoch: int, positions_B: torch.Tensor, available_BT: torch.Tensor) -> torch.Tensor:
+    """Return the shares of policy `one`, float32 (B, T), a function of (seed, epoch, position)."""
+    return one_teacher(available_BT, draws(seed, epoch, positions_B, 1)[:, 0])
 
 
 def weighted_teachers(available_BT: torch.Tensor, weights_T: torch.Tensor) -> torch.Tensor:
@@ -168,7 +175,7 @@ class Policy:
         """Return float32 (B, T), from `scores` of the same batch."""
         available_BT = torch.stack([target.present.any(1) for target in batch.targets], dim=1)
         if self.config.kind == "one":
-            return one_teacher(available_BT, draws(self.seed, batch.epoch, batch.positions, 1)[:, 0])
+            return drawn_teacher(self.seed, batch.epoch, batch.positions, available_BT)
         if self.weights is not None:
             return weighted_teachers(available_BT, self.weights.to(available_BT.device))
         if scores_BT is not None:
@@ -227,12 +234,15 @@ def make_policy(
             raise ConfigError(f"policy.by corpus: {lacking[0]} has no features of the run's {what}; leave it out")
         return found
 
+    some = _spread(len(rows), _LOOKED_AT)
+    rows, groups = rows[some], groups[some]
     images = rows[groups[:, 1] >= 0]
     standing = gather(images, _STANDARD_ROWS)
     if config.by == "caption":
         return Policy(config, seed, standard=Standard.of(standing), judged=judged)
     said = np.flatnonzero(groups[:, 0] >= 0)
-    texts = gather(rows[said[np.unique(groups[said, 0], return_index=True)[1]]], _KNOWN_CAPTIONS)
+    first = np.sort(said[np.unique(groups[said, 0], return_index=True)[1]])
+    texts = gather(rows[first], _KNOWN_CAPTIONS)
     standard, text_standard = Standard.of(standing, known(texts, "captions")), None
     if config.keys == "known" or len(images) < len(rows):
         text_standard = Standard.of(_swapped(texts), known(_swapped(gather(images, _KNOWN_IMAGES)), "images"))
