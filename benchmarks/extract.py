@@ -144,7 +144,7 @@ def extraction_seconds(corpus: Path, root: Path, described: Described, workers: 
     for _, card in described:
         add_teacher(made, card)
     store = FeatureStore.open(root)
-    tasks = plan_tasks(store.shards, [card for _, card in described], store.ledger)
+    tasks = plan_tasks(store.record, [card for _, card in described], store.ledger)
     cluster = ClusterConfig(workers=workers)
     with dask_client(cluster) as client:
         client.wait_for_workers(workers)

@@ -26,7 +26,7 @@ from mmkd.extract import dispatch as gathering
 from mmkd.extract.plan import ShardTask, plan_tasks
 from mmkd.extract.report import ShardReport
 from mmkd.store import Preprocessing, TeacherCard
-from mmkd.store.layout import rows_per_shard, shard_count
+from mmkd.store.layout import rows_per_shard
 from mmkd.store.record import CorpusRecord, Store, StoreRecord
 
 ROWS, TEACHERS = 2_900_000, 9
@@ -77,7 +77,7 @@ def tasks_of(rows: int) -> tuple[StoreRecord, list[ShardTask]]:
         )
         for number in range(TEACHERS)
     ]  # fmt: skip
-    return record, plan_tasks(shard_count(rows, record.rows_per_shard), cards, {})
+    return record, plan_tasks(record, cards, {})
 
 
 @contextmanager

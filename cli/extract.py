@@ -36,6 +36,11 @@ SCHEDULER = "local, slurm, pbs, sge, a scheduler's address, or a YAML file that 
     help="Stop when more rows than this fail, such as 1%; with retry, also read again the images that failed.",
 )
 @click.option(
+    "--views",
+    metavar="V|FILE",
+    help="Also extract this many random views of each image; a YAML file says how they are drawn.",
+)
+@click.option(
     "--keep-inputs",
     type=click.IntRange(min=1),
     metavar="PIXELS",
@@ -55,6 +60,7 @@ def extract(corpus: str, store: StorePath, **options: Any) -> None:
     mmkd extract shards/ features/ --scheduler cluster.yaml --workers 16 --failures 1%
     mmkd extract pairs.csv s3://bucket/features
     """
+    from mmkd.base.images.recipe import parse_recipe
     from mmkd.extract.cluster_config import load_cluster
     from mmkd.extract.config import ExtractConfig, parse_failures
     from mmkd.extract.teachers import parse_teachers
@@ -67,6 +73,7 @@ def extract(corpus: str, store: StorePath, **options: Any) -> None:
         cluster=load_cluster(options["scheduler"], options["workers"]),
         limit=options["limit"],
         require=options["require"],
+        recipes=() if options["views"] is None else (parse_recipe("views", options["views"]),),
         keep_inputs=options["keep_inputs"],
         retry_failed=retry_failed,
         max_failures=max_failures,

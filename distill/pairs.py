@@ -122,7 +122,7 @@ def _sound_parts(table: pa.Table) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
     wrong = pc.match_substring_regex(table["reason"], "(^|; )caption: ").fill_null(False)
     image = pc.or_(ok, pc.and_(partial, table["width"].is_valid()))
     text = pc.or_(ok, pc.and_(partial, pc.invert(wrong)))
-    return pc.and_(image, table["uri"].is_valid()), pc.and_(text, table["caption"].is_valid())
+    return pc.and_(image, table["uri"].is_valid()), pc.and_(text, pc.not_equal(table["caption"].fill_null(""), ""))
 
 
 def training_pairs(

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field
 
 from mmkd.base.config import Frozen
 from mmkd.base.errors import ConfigError
+from mmkd.base.images.recipe import Recipe
 from mmkd.base.places.remote import StorePath, as_root
 from mmkd.extract.cluster_config import ClusterConfig
 from mmkd.extract.corpora import Corpus, open_corpus
@@ -77,6 +78,8 @@ class ExtractConfig(Frozen):
     When not given, a row with one side of a corpus of pairs is `partial`."""
     retry_failed: bool = False
     """Also retry images that failed before."""
+    recipes: tuple[Recipe, ...] = ()
+    """Pictures to make of every image besides: views."""
     keep_inputs: int | None = Field(default=None, gt=0)
     """Pixels of the shorter side of JPEGs to keep for training; none are kept when not given."""
     max_failures: FailureLimit | None = None

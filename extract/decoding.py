@@ -4,10 +4,10 @@ import hashlib
 import io
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, groupby, islice
 from typing import TypeVar
 
 import numpy as np
@@ -62,26 +62,49 @@ def decode_image(
 ) -> DecodedImage:
     """Decode one image of `read_image`, bring it to all geometries, and to a JPEG of `keep` pixels when that is given.
     Never raises for a bad image: the result has the reason."""
+    return decode_pictures(encoded, read_seconds, [lambda image: image], geometries, keep)[0]
+
+
+def decode_pictures(
+    encoded: bytes | str,
+    read_seconds: float,
+    pictures: Sequence[Callable[[Image.Image], Image.Image]],
+    geometries: Sequence[Geometry],
+    keep: int | None = None,
+) -> list[DecodedImage]:
+    """As `decode_image` for each of the pictures that are made of one image, which is decoded once."""
     if isinstance(encoded, str):
-        return DecodedImage(reason=encoded, read_seconds=read_seconds)
+        return [DecodedImage(reason=encoded, read_seconds=read_seconds) for _ in pictures]
     started, digest = time.perf_counter(), hashlib.sha256(encoded).hexdigest()
     try:
-        picture = decode(encoded)
-        pixels = pixels_of(picture, geometries)
-        jpeg = encode_input(picture, keep) if keep is not None else None
+        image = decode(encoded)
     except Exception as error:  # noqa: BLE001 - see `_reason`
-        return DecodedImage(reason=_reason(error), image_sha256=digest, read_seconds=read_seconds)
-    assumed = picture.info.get(ASSUMED)
-    return DecodedImage(
-        note=f"note: {assumed}" if assumed else None,
-        width=picture.width,
-        height=picture.height,
-        image_sha256=digest,
-        pixels=pixels,
-        jpeg=jpeg,
-        read_seconds=read_seconds,
-        decode_seconds=time.perf_counter() - started,
-    )
+        reason = _reason(error)
+        return [DecodedImage(reason=reason, image_sha256=digest, read_seconds=read_seconds) for _ in pictures]
+    found: list[DecodedImage] = []
+    assumed = image.info.get(ASSUMED)
+    for picture_of in pictures:
+        try:
+            picture = picture_of(image)
+            pixels = pixels_of(picture, geometries)
+            jpeg = encode_input(picture, keep) if keep is not None else None
+        except Exception as error:  # noqa: BLE001 - see `_reason`
+            found.append(DecodedImage(reason=_reason(error), image_sha256=digest, read_seconds=read_seconds))
+            continue
+        found.append(
+            DecodedImage(
+                note=f"note: {assumed}" if assumed else None,
+                width=image.width,
+                height=image.height,
+                image_sha256=digest,
+                pixels=pixels,
+                jpeg=jpeg,
+                read_seconds=read_seconds,
+                decode_seconds=time.perf_counter() - started,
+            )
+        )
+        read_seconds, started = 0.0, time.perf_counter()
+    return found
 
 
 def encode_input(picture: Image.Image, size: int) -> bytes:
@@ -123,17 +146,43 @@ def decode_windows(
     keep: int | None = None,
 ) -> Iterator[list[DecodedImage]]:
     """Return the images in order, `window` of them at a time, whatever the number of threads. Some read, others decode
-    (Pillow releases the interpreter lock), from this call on, while the caller uses the windows before."""
+    (Pillow releases the interpreter lock), from this call on, while the caller uses the windows before. An image of
+    which neighbors make their pictures is read and decoded once for all of them."""
 
-    def decode_read(encoded: Future[tuple[bytes | str, float]]) -> DecodedImage:
-        return decode_image(*encoded.result(), geometries, keep)
+    def decode_read(encoded: Future[tuple[bytes | str, float]], of: list[ImageSource]) -> list[DecodedImage]:
+        return decode_pictures(*encoded.result(), [one.picture for one in of], geometries, keep)
 
-    windows = (sources[start : start + window] for start in range(0, len(sources), window))
-    read = ([threads.readers.submit(read_image, source) for source in wanted] for wanted in windows)
+    windows = image_windows(sources, window)
+    read = ([(threads.readers.submit(read_image, of[0]), of) for of in wanted] for wanted in windows)
     decoded = (
-        [threads.decoders.submit(decode_read, one) for one in encoded] for encoded in _ahead(read, _WINDOWS_READ)
+        [threads.decoders.submit(decode_read, *one) for one in encoded] for encoded in _ahead(read, _WINDOWS_READ)
     )
-    return ([future.result() for future in ready] for ready in _ahead(decoded, _WINDOWS_DECODED))
+    ready = _ahead(decoded, _WINDOWS_DECODED)
+    return cut((list(chain.from_iterable(future.result() for future in some)) for some in ready), window)
+
+
+def image_windows(sources: Sequence[ImageSource], window: int) -> Iterator[list[list[ImageSource]]]:
+    """Yield the pictures by image, as many images as have `window` pictures or somewhat more."""
+    found: list[list[ImageSource]] = []
+    for _, same in groupby(sources, key=lambda source: source.origin):
+        found.append(list(same))
+        if sum(map(len, found)) >= window:
+            yield found
+            found = []
+    if found:
+        yield found
+
+
+def cut(windows: Iterator[list[DecodedImage]], size: int) -> Iterator[list[DecodedImage]]:
+    """Yield the same images, `size` at a time: passes are filled whatever the number of pictures of an image."""
+    left: list[DecodedImage] = []
+    for window in windows:
+        left += window
+        while len(left) >= size:
+            yield left[:size]
+            del left[:size]
+    if left:
+        yield left
 
 
 def _ahead(windows: Iterator[Window], number: int) -> Iterator[Window]:

@@ -1,8 +1,11 @@
 """`--dry-run`: cost of a run, measured on a few of its rows; nothing is left where the store would be."""
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+
+import pyarrow.dataset as pads
 
 from mmkd.base.errors import UserError
 from mmkd.base.text import counted, seconds_text
@@ -10,14 +13,16 @@ from mmkd.extract.cluster import dask_client, default_workers, start_workers, wo
 from mmkd.extract.config import ExtractConfig
 from mmkd.extract.corpora import Corpus
 from mmkd.extract.corpus_parts import read_overview
+from mmkd.extract.derived import append_pictures, pictures_of
 from mmkd.extract.dispatch import LostShard, TeachersPlugin, gather
 from mmkd.extract.index import check_same_corpus, create_indexed_store, list_corpus
 from mmkd.extract.limited_corpus import LimitedCorpus
-from mmkd.extract.plan import ShardTask, plan_tasks
+from mmkd.extract.plan import plan_tasks
 from mmkd.extract.report import ShardReport
 from mmkd.extract.run import folder_beside
 from mmkd.store import FeatureStore, TeacherCard
-from mmkd.store.layout import SHARDS_PER_PACK, rows_per_shard, shard_count, teacher_group
+from mmkd.store.encoding import VALID, ArraySpec
+from mmkd.store.layout import SHARDS_PER_PACK, TOWERS, Tower, rows_per_shard, shard_count, teacher_group
 from mmkd.store.stored_array import index_bytes
 from mmkd.store.writer import add_teacher
 
@@ -55,17 +60,23 @@ def estimate(config: ExtractConfig, say: Callable[[str], None] = print) -> Estim
     if (config.store / "zarr.json").is_file():
         store = FeatureStore.open(config.store)
         check_same_corpus(corpus, store)
-        overview = read_overview(config.store)
-        rows, per_shard, ledger = len(store), store.record.rows_per_shard, store.ledger
-        per_pack = store.record.shards_per_pack
+        overview, per_pack = read_overview(config.store), store.record.shards_per_pack
+        rows, per_shard, spans = len(store), store.record.rows_per_shard, store.record.spans()
+        parts = [(len(span.shards), span.corpus.towers) for span in spans]
+        tasks = len(plan_tasks(store.record, cards, store.ledger))
+        images = len(store.sample_table(["row"], pads.field("uri").is_valid() & pads.field("view_number").is_null()))
+        recipes = [recipe for recipe in config.recipes if not pictures_of(store, recipe)]
     else:
-        overview = list_corpus(corpus)
-        rows, per_shard, ledger = overview.rows, rows_per_shard(overview.rows), {}
-        per_pack = SHARDS_PER_PACK
+        overview, per_pack, recipes = list_corpus(corpus), SHARDS_PER_PACK, list(config.recipes)
+        rows, per_shard, images = overview.rows, rows_per_shard(overview.rows), overview.images
+        tasks = shard_count(rows, per_shard)
+        parts = [(tasks, TOWERS)]
     for line in overview.lines() if overview else ():
         say(line)
-    shards = shard_count(rows, per_shard)
-    tasks = plan_tasks(shards, cards, ledger)
+    for pictures in (recipe.count * images for recipe in recipes):
+        parts.append((shard_count(pictures, per_shard), ("image",)))
+        rows, tasks = rows + pictures, tasks + parts[-1][0]
+    shards = sum(count for count, _ in parts)
     packs = shard_count(shards, per_pack) * index_bytes(per_pack)
     plugin = TeachersPlugin(described, config.cluster.worker, workers_beside(config.cluster))
     probe = _probe(config, corpus, plugin, cards)
@@ -74,17 +85,23 @@ def estimate(config: ExtractConfig, say: Callable[[str], None] = print) -> Estim
         rows=rows,
         shards=shards,
         rows_per_shard=per_shard,
-        tasks=len(tasks),
+        tasks=tasks,
         workers=config.cluster.workers or default_workers(config.cluster),
         # The last chunk of every array is stored at full size.
         arrays={
-            f"{teacher_group(card.slug)}/{array.name}": shards * array.chunk_bytes(per_shard) + packs
+            f"{teacher_group(card.slug)}/{array.name}": packs
+            + array.chunk_bytes(per_shard) * sum(count for count, towers in parts if _is_asked(array, card, towers))
             for card in cards
             for array in card.arrays
         },
         seconds={name: seconds * scale for name, seconds in probe.seconds.items()},
         shard_seconds=probe.wall_seconds * scale,
     )
+
+
+def _is_asked(array: ArraySpec, card: TeacherCard, towers: Collection[Tower]) -> bool:
+    """Return True if shards with inputs of these towers have a chunk of the array."""
+    return bool(set(towers) & (set(card.towers) if array == VALID else {array.name.partition("_")[0]}))
 
 
 def estimate_lines(plan: Estimate) -> Iterator[str]:
@@ -101,8 +118,8 @@ def estimate_lines(plan: Estimate) -> Iterator[str]:
 
 
 def _probe(config: ExtractConfig, corpus: Corpus, plugin: TeachersPlugin, cards: Sequence[TeacherCard]) -> ShardReport:
-    """Return the report of the second of two extractions of the first rows, in a store that is removed again."""
-    task = ShardTask(0, tuple(card.slug for card in cards))
+    """Return the report of the second of two extractions of the first rows and of their pictures by the recipes, in a
+    store that is removed again."""
     measured = ShardReport(0, ())
     with dask_client(config.cluster.model_copy(update={"workers": 1})) as client:
         start_workers(client, plugin)
@@ -111,12 +128,19 @@ def _probe(config: ExtractConfig, corpus: Corpus, plugin: TeachersPlugin, cards:
             root = folder_beside(config.store)
             try:
                 store = create_indexed_store(LimitedCorpus(corpus, PROBE_ROWS, count_rest=False), root)
+                for recipe in config.recipes:
+                    store = append_pictures(store, recipe, lambda _: None)
                 for card in cards:
                     add_teacher(store, card)
-                (result,) = gather(client, store, [task], lambda _: None)
+                results = list(gather(client, store, plan_tasks(store.record, cards, {}), lambda _: None))
             finally:
                 shutil.rmtree(root, ignore_errors=True)
-            if isinstance(result, LostShard):
-                raise UserError(f"the first {PROBE_ROWS} rows cannot be extracted: {result.reason}")
-            measured = result
+            measured, seconds = ShardReport(0, ()), Counter[str]()
+            for result in results:
+                if isinstance(result, LostShard):
+                    raise UserError(f"the first {PROBE_ROWS} rows cannot be extracted: {result.reason}")
+                measured.rows += result.rows
+                measured.wall_seconds += result.wall_seconds
+                seconds.update(result.seconds)
+            measured.seconds = dict(seconds)
     return measured

@@ -80,19 +80,26 @@ def append_corpus(corpus: Corpus, root: StorePath, say: Callable[[str], object] 
     BusyStoreError if another process writes to it."""
     read_record(root)
     with only_writer(root, "mmkd store append"):
-        store = Store.open(root)
-        if present := corpus_span(corpus, store.record):
-            finish_append(store)
-            return present
-        first, parts = first_new_row(store.record), corpus.parts()
-        with _index(corpus, parts, _inputs_before(store, first)) as (index, overview):
-            for line in overview.lines():
-                say(line)
-            return append_rows(store, _corpus_record(corpus, parts, len(index)), index).record.spans()[-1]
+        return append_below(Store.open(root), corpus, say)
 
 
-def _corpus_record(corpus: Corpus, parts: Sequence[Part], rows: int) -> CorpusRecord:
+def append_below(
+    store: Store, corpus: Corpus, say: Callable[[str], object] = lambda line: None, **facts: Any
+) -> CorpusSpan:
+    """As `append_corpus`, by the writer of the store. `facts`: further members of the corpus' record."""
+    if present := corpus_span(corpus, store.record):
+        finish_append(store)
+        return present
+    first, parts = first_new_row(store.record), corpus.parts()
+    with _index(corpus, parts, _inputs_before(store, first)) as (index, overview):
+        for line in overview.lines():
+            say(line)
+        return append_rows(store, _corpus_record(corpus, parts, len(index), **facts), index).record.spans()[-1]
+
+
+def _corpus_record(corpus: Corpus, parts: Sequence[Part], rows: int, **facts: Any) -> CorpusRecord:
     return CorpusRecord(
+        **facts,
         kind=corpus.kind,
         location=corpus.location,
         root=str(corpus.root),
@@ -246,6 +253,7 @@ def _list_part(corpus: Corpus, part: Part, file: Path, labels: tuple[str, ...]) 
     # The sample table's columns before it is numbered, and the key's hash.
     own = [pa.field(_HASH, pa.binary(16)), pa.field(_IF_TAKEN, pa.string()), pa.field(_BY_DESIGN, pa.bool_())]
     numbers = [pa.field(name, pa.int64()) for name in ("offset", "length")]
+    numbers += [FIXED_COLUMNS.field(name) for name in ("image_rows", "view_number")]
     texts = [pa.field(name, pa.string()) for name in ("key", "caption", "modality", "uri", "reason", *labels)]
     schema = pa.schema([*own, *numbers, *texts])
     left, count, images, captions = rows(), 0, 0, 0
@@ -271,6 +279,8 @@ def _cells(row: CorpusRow, labels: tuple[str, ...]) -> dict[str, Any]:
         "uri": _cut(row.uri, 2 * MAX_KEY),
         "offset": row.offset,
         "length": row.length,
+        "image_rows": row.image_rows,
+        "view_number": row.view_number,
         "reason": _fault(row),
         **{label: _cut(row.labels.get(label)) for label in labels},
     }

@@ -15,7 +15,7 @@ from contextlib import closing
 from multiprocessing.connection import Connection, Pipe
 
 from mmkd.base.images.source import ImageSource
-from mmkd.extract.decoding import DecodedImage, decode_image, read_image
+from mmkd.extract.decoding import DecodedImage, cut, decode_pictures, image_windows, read_image
 from mmkd.extract.teachers.geometry import Geometry
 
 
@@ -31,9 +31,11 @@ def isolated_windows(
     """As `decoding.decode_windows`, with the same pixels; an image that takes its process down, or more than `seconds`,
     says so in its reason. `beat` is called while waiting. Raises RuntimeError if the child does not start."""
     with closing(_Decoder(seconds, beat)) as decoder:
-        for start in range(0, len(sources), window):
-            here = sources[start : start + window]
-            yield [decoder.decode((source, tuple(geometries), keep)) for source in here]
+        decoded = (
+            [one for of in some for one in decoder.decode(of, (tuple(geometries), keep))]
+            for some in image_windows(sources, window)
+        )
+        yield from cut(decoded, window)
 
 
 class _Decoder:
@@ -43,7 +45,8 @@ class _Decoder:
         self._seconds, self._beat = seconds, beat
         self._child: tuple[subprocess.Popen[bytes], Connection] | None = None
 
-    def decode(self, question: object) -> DecodedImage:
+    def decode(self, pictures: list[ImageSource], settings: tuple[object, ...]) -> list[DecodedImage]:
+        """Return the pictures of one image."""
         if self._child is None:
             ours, theirs = Pipe()
             fd = theirs.fileno()
@@ -54,17 +57,17 @@ class _Decoder:
             self._child = child, ours
             # It imports PyTorch before it is ready; on a cold network disk that takes a while.
             ready = self._answer(120.0)
-            if not isinstance(ready, DecodedImage):
+            if isinstance(ready, str):
                 self.close()
                 raise RuntimeError(f"a decoding process did not start: {ready}")
-        self._child[1].send(question)
+        self._child[1].send((pictures, *settings))
         answer = self._answer(self._seconds)
-        if isinstance(answer, DecodedImage):
+        if isinstance(answer, list):
             return answer
         self.close()
-        return DecodedImage(reason=f"image: {answer}")
+        return [DecodedImage(reason=f"image: {answer}") for _ in pictures]
 
-    def _answer(self, seconds: float) -> DecodedImage | str:
+    def _answer(self, seconds: float) -> list[DecodedImage] | str:
         """Return the child's message, or the reason there is none."""
         assert self._child is not None
         child, connection = self._child
@@ -93,15 +96,16 @@ def main() -> None:
     """The child: answer until the parent hangs up."""
     connection = Connection(int(sys.argv[1]))
     os.set_inheritable(connection.fileno(), False)
-    connection.send(DecodedImage())
+    connection.send([])
     while True:
         try:
-            source, geometries, keep = connection.recv()
+            pictures, geometries, keep = connection.recv()
         except EOFError:
             return
         # The parent may be dead when the time is up.
         faulthandler.dump_traceback_later(float(sys.argv[2]), exit=True)
-        connection.send(decode_image(*read_image(source), geometries, keep))
+        read = read_image(pictures[0])
+        connection.send(decode_pictures(*read, [one.picture for one in pictures], geometries, keep))
         faulthandler.cancel_dump_traceback_later()
 
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 from mmkd.base.errors import TeacherMismatchError, UserError
 from mmkd.store import TeacherCard
+from mmkd.store.layout import shard_count
 from mmkd.store.ledger import LedgerEntry
+from mmkd.store.record import StoreRecord
 
 
 @dataclass(frozen=True)
@@ -24,18 +26,19 @@ class ShardTask:
 
 
 def plan_tasks(
-    shards: int,
+    record: StoreRecord,
     cards: Sequence[TeacherCard],
     ledger: Mapping[tuple[int, str], LedgerEntry],
     without_inputs: Collection[int] = (),
     keep_inputs: int | None = None,
 ) -> list[ShardTask]:
-    """List the shards with the teachers of `cards` that each still lacks by the `ledger`, or without training inputs of
-    `keep_inputs` pixels. Raises TeacherMismatchError if a finished shard's teacher has another digest."""
-    tasks = []
-    for shard in range(shards):
+    """List the shards with the teachers of `cards` that are asked there and that it still lacks by the `ledger`, or
+    without training inputs of `keep_inputs` pixels. Raises TeacherMismatchError if a finished shard's teacher has
+    another digest."""
+    tasks, asked = [], {card.slug: frozenset(record.asked_shards(card)) for card in cards}
+    for shard in range(shard_count(record.rows, record.rows_per_shard)):
         missing = []
-        for card in cards:
+        for card in (card for card in cards if shard in asked[card.slug]):
             if (entry := ledger.get((shard, card.slug))) is None:
                 missing.append(card.slug)
             elif entry.teacher_digest != card.digest:

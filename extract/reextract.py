@@ -17,7 +17,7 @@ from mmkd.extract.device import open_device
 from mmkd.extract.encode import Workbench, encode_inputs
 from mmkd.extract.forward import BatchSizes
 from mmkd.extract.report import ShardReport
-from mmkd.extract.shard import caption_fault, image_sources
+from mmkd.extract.shard import SOURCE_COLUMNS, caption_fault, image_sources
 from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher
 from mmkd.extract.teachers.published import parse_teacher
 from mmkd.extract.teachers.spec import HF_HUB, LOCAL_DIR
@@ -117,10 +117,10 @@ def compare_with_teacher(
     drawn = np.sort(np.random.default_rng(seed).choice(sound, min(rows, len(sound)), replace=False))
     device = open_device()
     loaded = load_teacher(spec, card, device.place)
-    table, root = _inputs(store, drawn, corpus)
+    table = store.sample_table(["caption", "image_sha256", *SOURCE_COLUMNS]).take(pa.array(drawn))
     captions = [None if caption_fault(caption) else caption for caption in table["caption"].to_pylist()]
     bench, report = Workbench(device=device, sizes=BatchSizes(device.start_rows)), ShardReport(0, (spec.slug,))
-    sources = image_sources(table, [True] * len(table), root)
+    sources = image_sources(table, [True] * len(table), store.record, _place(corpus))
     facts, images, texts = encode_inputs(sources, captions, {spec.slug: loaded}, bench, report)
     reasons = [
         "image: none"
@@ -161,18 +161,11 @@ def _spec(store: FeatureStore, teacher: str) -> TeacherSpec:
     return spec
 
 
-def _inputs(store: FeatureStore, rows: NDArray[np.int64], corpus: str | None) -> tuple[pa.Table, str]:
-    """Return the rows' captions and images, and what their `uri` is relative to: `/` where rows are of several
-    corpora."""
-    table = store.sample_table(["caption", "uri", "offset", "length", "image_sha256"]).take(pa.array(rows))
-    if corpus is not None:
-        return table, str(Path(corpus).resolve() if Path(corpus).is_dir() else open_corpus(corpus).root)
-    roots = [store.record.image_root(row) for row in rows.tolist()]
-    if len(set(roots)) == 1:
-        return table, roots[0]
-    uris = table["uri"].to_pylist()
-    places = [None if uri is None else str(Path(root) / uri) for root, uri in zip(roots, uris, strict=True)]
-    return table.set_column(1, "uri", pa.array(places, pa.string())), "/"
+def _place(corpus: str | None) -> str | None:
+    """Return the folder that `--corpus` means: itself, or that of the corpus it names."""
+    if corpus is None:
+        return None
+    return str(Path(corpus).resolve() if Path(corpus).is_dir() else open_corpus(corpus).root)
 
 
 def _cosines(stored: NDArray[np.floating[Any]], now: NDArray[np.floating[Any]], tolerance: float) -> TowerCosines:

@@ -22,6 +22,7 @@ from mmkd.extract.config import ExtractConfig
 from mmkd.extract.corpora import Corpus
 from mmkd.extract.corpora.row import IMAGE_FAULT
 from mmkd.extract.corpus_parts import read_overview
+from mmkd.extract.derived import append_pictures, restore_pictures
 from mmkd.extract.dispatch import TeachersPlugin, gather
 from mmkd.extract.index import check_same_corpus, create_indexed_store, restore_parts
 from mmkd.extract.plan import ShardTask, plan_retries, plan_tasks
@@ -48,11 +49,9 @@ def extract(config: ExtractConfig, say: Say = print) -> RunReport:
     cards = [card for _, card in described]
     keep = config.keep_inputs
     with only_writer(config.store, "mmkd extract"):
-        if made is None and (config.store / "zarr.json").is_file():
-            made = Store.open(config.store)
-            if restored := restore_parts(corpus, made):
-                say(f"{restored} sample parts were missing and are listed again from the corpus")
-        target = made or make_store(corpus, config.store)
+        target = made or _prepared_store(corpus, config.store, say)
+        for recipe in config.recipes:
+            target = append_pictures(target, recipe, say)
         for card in cards:
             add_teacher(target, card)
         store = FeatureStore.open(config.store)
@@ -62,8 +61,8 @@ def extract(config: ExtractConfig, say: Say = print) -> RunReport:
             samples = store.sample_table(columns=["row", "reason"])
             failed = samples.filter(pc.starts_with(samples["reason"], IMAGE_FAULT))["row"].to_pylist()
             retries = plan_retries(sorted({row // store.record.rows_per_shard for row in failed}), cards, store.ledger)
-        lacking = shards_without_inputs(config.store, store.shards, keep) if keep is not None else frozenset()
-        tasks = plan_tasks(store.shards, cards, store.ledger, lacking, keep)
+        lacking = shards_without_inputs(target, keep) if keep is not None else frozenset()
+        tasks = plan_tasks(store.record, cards, store.ledger, lacking, keep)
         for line in overview.lines(cards) if (overview := read_overview(config.store)) else ():
             say(line)
         rows, shards, to_do = counted(len(store), "row"), counted(store.shards, "shard"), counted(len(tasks), "shard")
@@ -86,7 +85,7 @@ def extract(config: ExtractConfig, say: Say = print) -> RunReport:
                     # Their files change: no folded file may vouch for them meanwhile.
                     unfold_entries(config.store, {task.shard for task in retries})
                     _do(client, target, retries, report, config, say)
-                    tasks = plan_tasks(store.shards, cards, FeatureStore.open(config.store).ledger, lacking, keep)
+                    tasks = plan_tasks(store.record, cards, FeatureStore.open(config.store).ledger, lacking, keep)
                 _do(client, target, tasks, report, config, say)
         for card in cards:
             note_encoding_error(store, card.slug)
@@ -94,6 +93,16 @@ def extract(config: ExtractConfig, say: Say = print) -> RunReport:
             say(f"not packed: {damage}")
         remove_abandoned(config.store)
     return report
+
+
+def _prepared_store(corpus: Corpus, root: StorePath, say: Say) -> Store:
+    """Return the store at `root`, with the sample parts that a repair dropped; a new one if there is none."""
+    if not (root / "zarr.json").is_file():
+        return make_store(corpus, root)
+    store = Store.open(root)
+    if restored := restore_parts(corpus, store) + restore_pictures(store):
+        say(f"{restored} sample parts were missing and are listed again from the corpus")
+    return store
 
 
 def _do(

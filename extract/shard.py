@@ -3,12 +3,14 @@ The bytes written depend on rows and teachers alone, not on workers, threads, ba
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from mmkd.base.images.recipe import Recipe, read_recipe
 from mmkd.base.images.source import ImageSource
 from mmkd.base.images.uri import image_source
 from mmkd.extract.corpora.row import CAPTION_FAULT, IMAGE_FAULT, INDEX_FAULTS, ONE_SIDED
@@ -20,7 +22,7 @@ from mmkd.store import FeatureStore
 from mmkd.store.inputs import SCHEMA, write_inputs
 from mmkd.store.layout import IMAGE_SOUND, TEXT_SOUND, TOWERS
 from mmkd.store.ledger import entries_of_shard, remove_entry
-from mmkd.store.record import Store
+from mmkd.store.record import Store, StoreRecord
 from mmkd.store.samples import read_part, with_columns, write_part
 from mmkd.store.writer import ShardFeatures, write_shard
 
@@ -33,7 +35,7 @@ def extract_shard(store: Store, shard: int, teachers: Mapping[str, Teacher], ben
     report = ShardReport(shard, tuple(teachers), rows=len(table))
     clock = Clock(report.seconds)
     live = _live_rows(table)
-    sources = image_sources(table, live, store.record.image_root(shard * store.record.rows_per_shard))
+    sources = image_sources(table, live, store.record)
     captions = [text if row_live else None for text, row_live in zip(table["caption"].to_pylist(), live, strict=True)]
     faults = _caption_faults(table, captions)
     usable = [None if fault else caption for caption, fault in zip(captions, faults, strict=True)]
@@ -92,7 +94,7 @@ def retry_shard(store: Store, shard: int, teachers: Mapping[str, Teacher], bench
         return extract_shard(store, shard, teachers, bench)
     some = table.take(pa.array(places))
     live = _live_rows(some)
-    sources = image_sources(some, live, store.record.image_root(shard * store.record.rows_per_shard))
+    sources = image_sources(some, live, store.record)
     images, features, _ = encode_inputs(sources, (), teachers, bench, report)
     tried = final_rows(some, live, images, _caption_faults(some, some["caption"].to_pylist()))
     report.count(tried)
@@ -129,13 +131,31 @@ def _live_rows(table: pa.Table) -> list[bool]:
     return [not (reason or "").startswith(INDEX_FAULTS) for reason in table["reason"].to_pylist()]
 
 
-def image_sources(table: pa.Table, live: Sequence[bool], root: str) -> list[ImageSource | None]:
-    """Return the source of each live row's image; None for other rows and for texts without an image."""
-    columns = (table[name].to_pylist() for name in ("uri", "offset", "length"))
-    return [
-        image_source(root, uri, offset, length) if uri is not None and row_live else None
-        for uri, offset, length, row_live in zip(*columns, live, strict=True)
-    ]
+SOURCE_COLUMNS = ("row", "key", "uri", "offset", "length", "view_number")
+
+
+def image_sources(
+    table: pa.Table, live: Sequence[bool], record: StoreRecord, root: str | None = None
+) -> list[ImageSource | None]:
+    """Return the source of each live row's image or picture made of one; None for other rows and for texts without an
+    image. `table`: at least `SOURCE_COLUMNS`; `root`: where the images lie, if not where the record says. Raises
+    ConfigError, UserError as `read_recipe`."""
+
+    @cache
+    def about(shard: int) -> tuple[str, Recipe | None]:
+        corpus = record.span_of(shard * record.rows_per_shard).corpus
+        return root or corpus.root, None if corpus.recipe is None else read_recipe(corpus.recipe, "the store's record")
+
+    found: list[ImageSource | None] = []
+    columns = (table[name].to_pylist() for name in SOURCE_COLUMNS)
+    for row, key, uri, offset, length, number, row_live in zip(*columns, live, strict=True):
+        source = None
+        if uri is not None and row_live:
+            place, recipe = about(row // record.rows_per_shard)
+            source = image_source(place, uri, offset, length)
+            source = source if recipe is None else recipe.source(source, key, number)
+        found.append(source)
+    return found
 
 
 def caption_fault(caption: str | None) -> str | None:

@@ -22,6 +22,7 @@ from mmkd.base.errors import CorruptStoreError, UserError
 from mmkd.base.files import remove_file, write_atomically
 from mmkd.base.places.remote import RemotePath, StorePath
 from mmkd.store.hierarchy import Document, encode_sealed, list_part, read_file, read_sealed
+from mmkd.store.layout import TOWERS
 from mmkd.store.record import Store
 from mmkd.store.samples import read_part
 
@@ -104,15 +105,17 @@ def _read_entry(path: StorePath) -> InputsEntry:
     return entry
 
 
-def shards_without_inputs(root: StorePath, shards: int, size: int) -> frozenset[int]:
-    """Return shards whose inputs are still to be written. Raises UserError if there are inputs of another size."""
-    there = read_inputs_ledger(root)
+def shards_without_inputs(store: Store, size: int) -> frozenset[int]:
+    """Return shards whose inputs are still to be written: those of ordinary corpora, as a view is made of the original
+    image. Raises UserError if there are inputs of another size."""
+    root, there = store.root, read_inputs_ledger(store.root)
     for entry in there.values():
         if entry.size != size:
             raise UserError(
                 f"{root} keeps inputs of {entry.size} pixels, not {size}; ask for {entry.size}, or delete {root}/inputs"
             )
-    return frozenset(range(shards)) - there.keys()
+    spans = (span for span in store.record.spans() if span.corpus.towers == TOWERS)
+    return frozenset(shard for span in spans for shard in span.shards) - there.keys()
 
 
 class Inputs:

@@ -128,6 +128,7 @@ class StoreRecord(Document):
         return tuple(shard for span in spans for shard in span.shards)
 
     def image_root(self, row: int) -> str:
+        """Return the folder or URL prefix that the `uri` of a grid row is relative to."""
         return self.span_of(row).corpus.root
 
     @property

@@ -144,7 +144,8 @@ def finish_append(store: Store) -> None:
 
 
 def move_corpus(root: StorePath, corpus_root: StorePath, number: int = 0) -> Store:
-    """Note that the files of corpus `number`, counted from 0, are below `corpus_root` now. Raises UserError if there is
+    """Note that the files of corpus `number`, counted from 0, are below `corpus_root` now, also for what a recipe makes
+    of them. Raises UserError if there is
     no such corpus; StoreError if `root` is no store or cannot be written; BusyStoreError."""
     read_record(root)
     with only_writer(root, "mmkd store relocate"):
@@ -152,7 +153,9 @@ def move_corpus(root: StorePath, corpus_root: StorePath, number: int = 0) -> Sto
         corpora = [span.corpus for span in record.spans()]
         if number >= len(corpora):
             raise UserError(f"{root} has no corpus {number}; it has {len(corpora)}, counted from 0")
-        corpora[number] = corpora[number].model_copy(update={"root": str(corpus_root.resolve())})
+        for place, corpus in enumerate(corpora):
+            if place == number or (corpus.recipe or {}).get("corpus") == number:
+                corpora[place] = corpus.model_copy(update={"root": str(corpus_root.resolve())})
         moved = record.model_copy(update={"corpus": corpora[0], "appended": tuple(corpora[1:])})
         write_document(root / "zarr.json", group_document(moved.model_dump(mode="json")))
     return Store(root, moved)

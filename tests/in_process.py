@@ -32,7 +32,7 @@ def run(corpus: Path, root: Path, teachers: dict[str, Teacher], threads: int = 2
     store = FeatureStore.open(root)
     for teacher in teachers.values():
         add_teacher(store, teacher.card)
-    for task in plan_tasks(store.shards, [teacher.card for teacher in teachers.values()], store.ledger):
+    for task in plan_tasks(store.record, [teacher.card for teacher in teachers.values()], store.ledger):
         bench = Workbench(Threads(threads))
         extract_shard(store, task.shard, {slug: teachers[slug] for slug in task.teachers}, bench)
     return FeatureStore.open(root)

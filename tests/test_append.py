@@ -61,7 +61,7 @@ def finish(root: Path, teacher: Teacher) -> FeatureStore:
     """Extract the shards that lack the teacher."""
     store = FeatureStore.open(root)
     add_teacher(store, teacher.card)
-    for task in plan_tasks(store.shards, [teacher.card], store.ledger):
+    for task in plan_tasks(store.record, [teacher.card], store.ledger):
         extract_shard(store, task.shard, {"tiny": teacher}, Workbench())
     return FeatureStore.open(root)
 

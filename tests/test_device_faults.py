@@ -38,7 +38,7 @@ def extracted(folder: Path, root: Path, workers: int, device: Any) -> tuple[set[
     with dask_client(ClusterConfig(workers=workers)) as client:
         client.wait_for_workers(workers)
         start_workers(client, TeachersPlugin([(spec, card)], WorkerConfig(batch_rows=64), device=device))
-        done = list(gather(client, store, plan_tasks(opened.shards, [card], opened.ledger), said.append))
+        done = list(gather(client, store, plan_tasks(opened.record, [card], opened.ledger), said.append))
     assert all(isinstance(one, ShardReport) for one in done)
     return {one.shard for one in done}, said
 

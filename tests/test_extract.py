@@ -140,9 +140,9 @@ def test_finished_shards_are_not_done_again(tmp_path: Path, teacher_folders: dic
     teachers = load(teacher_folders, "one")
     table = write_table_corpus(tmp_path / "c", 300)
     store = run(table, tmp_path / "s", teachers)
-    assert plan_tasks(store.shards, [teachers["one"].card], store.ledger) == []
+    assert plan_tasks(store.record, [teachers["one"].card], store.ledger) == []
     (tmp_path / "s" / "ledger" / "00000.one.json").unlink()
-    tasks = plan_tasks(store.shards, [teachers["one"].card], FeatureStore.open(tmp_path / "s").ledger)
+    tasks = plan_tasks(store.record, [teachers["one"].card], FeatureStore.open(tmp_path / "s").ledger)
     assert [(task.shard, task.teachers) for task in tasks] == [(0, ("one",))]
 
 
@@ -165,7 +165,7 @@ def test_other_weights_under_the_same_name_are_refused(tmp_path: Path, teacher_f
     with pytest.raises(TeacherMismatchError, match=other.digest):
         add_teacher(store, other)
     with pytest.raises(TeacherMismatchError, match=other.digest):
-        plan_tasks(store.shards, [other], store.ledger)
+        plan_tasks(store.record, [other], store.ledger)
 
 
 def test_a_teacher_folder_without_weights_is_refused(tmp_path: Path) -> None:

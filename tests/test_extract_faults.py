@@ -175,7 +175,7 @@ def test_a_kill_while_failed_images_are_written_costs_the_shard_only(
     for entry in (tmp_path / "s" / "ledger").iterdir():
         entry.unlink()
     store = run(table, tmp_path / "s", teachers)
-    assert plan_tasks(store.shards, [teacher.card for teacher in teachers.values()], store.ledger) == []
+    assert plan_tasks(store.record, [teacher.card for teacher in teachers.values()], store.ledger) == []
     assert tree_digest(tmp_path / "s") == tree_digest(tmp_path / "whole")
 
 

@@ -34,6 +34,7 @@ from mmkd.extract.teachers.loaded import LoadedTeacher
 from mmkd.extract.teachers.spec import TeacherSpec
 from mmkd.store import FeatureStore
 from mmkd.store.inputs import shards_without_inputs
+from mmkd.store.record import Store
 from mmkd.store.writer import add_teacher
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
@@ -172,8 +173,8 @@ def first_pictures(root: Path, decode: str) -> torch.Tensor:
 def test_jpegs_are_decoded_on_the_device(tmp_path: Path) -> None:
     root = write_scene(tmp_path / "scene")
     store = FeatureStore.open(root / "features")
-    lacking = shards_without_inputs(store.root, store.shards, 40)
-    for task in plan_tasks(store.shards, [], store.ledger, lacking, 40):
+    lacking = shards_without_inputs(Store.open(store.root), 40)
+    for task in plan_tasks(store.record, [], store.ledger, lacking, 40):
         extract_shard(store, task.shard, {}, Workbench(keep_inputs=task.inputs))
     workers, device = first_pictures(root, "workers"), first_pictures(root, "device")
     assert (workers - device).abs().mean() < 2

@@ -33,6 +33,7 @@ from mmkd.extract.shard import extract_shard
 from mmkd.extract.teachers import Teacher
 from mmkd.store import FeatureStore
 from mmkd.store.inputs import Inputs, shards_without_inputs
+from mmkd.store.record import Store
 from mmkd.store.verify import repair, verify
 from mmkd.store.writer import add_teacher, move_corpus
 
@@ -51,7 +52,7 @@ def extract_with_inputs(root: Path, corpus: Path, teachers: dict[str, Teacher], 
     for teacher in teachers.values():
         add_teacher(store, teacher.card)
     cards = [teacher.card for teacher in teachers.values()]
-    for task in plan_tasks(store.shards, cards, store.ledger, shards_without_inputs(root, store.shards, size), size):
+    for task in plan_tasks(store.record, cards, store.ledger, shards_without_inputs(Store.open(root), size), size):
         chosen = {slug: teachers[slug] for slug in task.teachers}
         extract_shard(store, task.shard, chosen, Workbench(Threads(threads), keep_inputs=task.inputs))
 
@@ -112,7 +113,7 @@ def test_bytes_do_not_depend_on_threads_company_or_when_they_were_asked_for(
 
 def test_other_sizes_are_not_mixed(kept: Path) -> None:
     with pytest.raises(UserError, match="keeps inputs of 36 pixels, not 48; ask for 36"):
-        shards_without_inputs(kept / "s", 2, 48)
+        shards_without_inputs(Store.open(kept / "s"), 48)
 
 
 @pytest.mark.parametrize("harm", ["byte", "cut", "gone", "entry", "rows", "name"])
@@ -140,7 +141,7 @@ def test_verify_sees_harm_and_repair_drops_exactly_that_shard(kept: Path, tmp_pa
     assert {finding.file for finding in report.findings} == {"inputs/00001.json"}
     assert repair(root, report) == ("dropped inputs/00001.json",)
     assert verify(root).sound
-    assert shards_without_inputs(root, 2, 36) == {1}
+    assert shards_without_inputs(Store.open(root), 36) == {1}
 
 
 @pytest.fixture(scope="module")

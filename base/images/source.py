@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from PIL import Image
+
 from mmkd.base.errors import UnreachableError
 from mmkd.base.places.reading import read_range
 from mmkd.base.places.remote import StorePath
@@ -53,6 +55,15 @@ class ImageSource:
             return self._encoded()
         except (OSError, UnreachableError, ValueError) as error:
             raise unreadable(error) from error
+
+    @property
+    def origin(self) -> "ImageSource":
+        """The source whose bytes these are: of pictures that are made of one image, that of the image."""
+        return self
+
+    def picture(self, image: Image.Image) -> Image.Image:
+        """Return the picture that is meant, of the decoded image."""
+        return image
 
     def _encoded(self) -> bytes:
         raise NotImplementedError

@@ -50,6 +50,9 @@ class CorpusRow:
     which side is missing."""
     by_design: bool = False
     """True where one side is all there is: a prompt, or an answer to a question."""
+    image_rows: tuple[int, ...] | None = None
+    """Of a picture that is made of an image: the grid row of the image."""
+    view_number: int | None = None
     if_taken: str | None = None
     """For keys that are image paths: appended, after `#`, where an earlier row with another caption has the key."""
 
