@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mmkd.distill.images import Pictures
 from mmkd.distill.pairs import Captions, Pairs
 from mmkd.distill.teacher_features import TeacherFeatures, TeacherTargets
+from mmkd.distill.views import TrainingViews
 from mmkd.distill.world import World
 
 Item = TypeVar("Item")
@@ -141,6 +142,7 @@ class Batches:
     teachers: TeacherFeatures | None
     workers: int
     world: World
+    views: TrainingViews | None = None
 
     def from_step(self, first: int) -> Generator[Batch, None, None]:
         """Yield this rank's batches from step `first` on, with workers one ahead. Raises UserError if an image is
@@ -162,7 +164,8 @@ class Batches:
             captions = pairs.caption[places]
             has = torch.from_numpy(np.stack([pairs.image[places] >= 0, captions >= 0], axis=1))
             captions = captions[captions >= 0]
-            targets = self.teachers.gather(rows) if self.teachers is not None else ()
+            images_of = None if self.views is None else self.views.view_rows(self.plan.seed, epoch, rows)
+            targets = self.teachers.gather(rows, images_of) if self.teachers is not None else ()
             batch = Batch(
                 step=step,
                 epoch=epoch,

@@ -203,11 +203,14 @@ class HeadConfig(Frozen):
 
 
 class DataConfig(Frozen):
-    """Batch loading. Only `unpaired`, `decode` and `crop_scale` change what a run learns."""
+    """Batch loading. Only `unpaired`, `views`, `decode` and `crop_scale` change what a run learns."""
 
     unpaired: bool = False
     """Train on rows with an image or a caption alone too: terms `feature` and `relational` learn from them."""
 
+    views: bool = False
+    """Train on the views that the store has (`mmkd extract --views`), one drawn for each image and epoch, and on the
+    teachers' features of that view; `crop_scale` is then not used, and the original files are read."""
     images: Literal["auto", "inputs", "corpus"] = "auto"
     """`inputs`: the store's own JPEGs (`mmkd extract --keep-inputs`); `corpus`: the original files."""
     decode: Literal["workers", "device"] = "workers"
@@ -226,6 +229,13 @@ class DataConfig(Frozen):
         if not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(f"is {list(scale)}, expected two shares of the picture, 0 < low <= high <= 1")
         return scale
+
+    @model_validator(mode="after")
+    def _views_come_from_the_corpus(self) -> DataConfig:
+        if self.views and (self.images == "inputs" or self.decode == "device"):
+            kept = "images: inputs" if self.images == "inputs" else "decode: device"
+            raise ValueError(f"views are cut from the original files, and `{kept}` reads reduced ones; leave it out")
+        return self
 
 
 class ComputeConfig(Frozen):

@@ -26,6 +26,7 @@ from mmkd.distill.provenance import TEXT, RunRecord, make_record
 from mmkd.distill.student import Towers, check_text, image_size, model_config, preprocessing, save_text
 from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.distill.train_step import Arithmetic, Model, Updater, count_arithmetic
+from mmkd.distill.views import find_views
 from mmkd.distill.world import World
 from mmkd.store import FeatureStore
 
@@ -123,6 +124,9 @@ def prepare(config: RunConfig, world: World) -> Run:
     state = checkpoint.load_last(config.out, record)
     # Rows first, because network and tokens take long: a wrong column is reported at once.
     teachers, pairs = _find_rows(config, store)
+    views = find_views(store, pairs) if config.data.views else None
+    if views is not None and teachers is not None:
+        teachers.check_views(views.rows[:, 0])
     schedule = Schedule(len(pairs.rows), config.batch_size, config.epochs)
     warmup_steps(config.optimizer, schedule.total_steps)
     held_out = [find_held_out(entry, store, pairs) for entry in config.monitor.sets]
@@ -148,11 +152,12 @@ def prepare(config: RunConfig, world: World) -> Run:
     batches = Batches(
         plan=BatchPlan(pairs, schedule, config.seed),
         captions=captions,
-        pictures=train_pictures(store, pairs, config.data, student, world.device),
+        pictures=train_pictures(store, pairs, config.data, student, world.device, views),
         groups=groups,
         teachers=teachers,
         workers=workers,
         world=world,
+        views=views,
     )
     width = int(model_config(config.student.model)["embed_dim"])
     objective = make_objective(config, width, teachers, pairs.rows, groups, world.device)
@@ -188,7 +193,7 @@ def _find_rows(config: RunConfig, store: FeatureStore) -> tuple[TeacherFeatures 
         if not store.teachers:
             raise UserError(f"{store.root} has no teachers to learn from; `mmkd extract` adds them")
         slugs = config.teachers or tuple(store.teachers)
-        teachers = TeacherFeatures(store, slugs, config.selection, unpaired=unpaired)
+        teachers = TeacherFeatures(store, slugs, config.selection, unpaired=unpaired, views=config.data.views)
     wanted = teachers.any_available() if teachers is not None else None
     return teachers, training_pairs(store, config.where, wanted, config.batch_size, unpaired=unpaired)
 

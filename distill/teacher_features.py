@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mmkd.base.errors import UserError
 from mmkd.store import FeatureStore
 from mmkd.store.array import FeatureArray
 from mmkd.store.layout import SOUND_BIT, TOWERS, Tower
@@ -41,10 +42,16 @@ class TeacherFeatures:
     """Rows of all teachers of a run. Mapped, only the rows of a batch are ever read."""
 
     def __init__(
-        self, store: FeatureStore, slugs: Sequence[str], selection: str | None = None, *, unpaired: bool = False
+        self,
+        store: FeatureStore,
+        slugs: Sequence[str],
+        selection: str | None = None,
+        *,
+        unpaired: bool = False,
+        views: bool = False,
     ) -> None:
         """A teacher teaches a row of which it has the features of all its towers, if the selection keeps the pair. With
-        `unpaired` also one of which it has one feature of two, which no selection judges."""
+        `unpaired` also one of which it has one feature of two, and with `views` a view, which no selection judges."""
         self.slugs = tuple(slugs)
         self.cards = {slug: store.card(slug) for slug in slugs}
         self.dims = tuple(card.dim for card in self.cards.values())
@@ -58,9 +65,13 @@ class TeacherFeatures:
         """Bits of each row as in `valid`, 0 where the teacher does not teach it."""
         for slug, card in self.cards.items():
             there = available[:, order.index(slug)] * np.uint8(card.all_sound)
-            if unpaired:
+            if unpaired or views:
                 valid = store.valid(slug)
-                there = np.where(valid == card.all_sound, there, valid)
+                if unpaired:
+                    there = np.where(valid == card.all_sound, there, valid)
+                for span in store.record.spans() if views else ():
+                    if span.corpus.kind == "views":
+                        there[span.rows.start : span.rows.stop] = valid[span.rows.start : span.rows.stop]
             self._there.append(torch.from_numpy(there))
         self._device = torch.device("cpu")
         self.resident_bytes = 0
@@ -74,6 +85,12 @@ class TeacherFeatures:
         """Count the rows of these that each teacher teaches."""
         picked = torch.from_numpy(rows).to(self._device)
         return {slug: int((there[picked] > 0).sum()) for slug, there in zip(self.slugs, self._there, strict=True)}
+
+    def check_views(self, rows: NDArray[np.int64]) -> None:
+        """Raise UserError if a teacher with an image tower has no feature of any of these views."""
+        for slug, count in self.count_rows(rows).items():
+            if "image" in self.cards[slug].towers and not count:
+                raise UserError(f"data.views: teacher {slug} has no features of the views; run `mmkd extract` with it")
 
     @property
     def bytes(self) -> int:
@@ -97,13 +114,16 @@ class TeacherFeatures:
         self._there = [tensor.to(device) for tensor in self._there]
         self._device, self.resident_bytes = device, self.bytes
 
-    def gather(self, rows: NDArray[np.int64]) -> tuple[TeacherTargets, ...]:
+    def gather(self, rows: NDArray[np.int64], images: NDArray[np.int64] | None = None) -> tuple[TeacherTargets, ...]:
         """Return all teachers' features of these rows, in the order of `slugs`: on the device when resident, else
-        pinned."""
+        pinned. images: rows whose image features stand for theirs."""
         picked, targets = torch.from_numpy(rows).to(self._device), []
+        seen = picked if images is None else torch.from_numpy(images).to(self._device)
         for parts, dim, there in zip(self._parts, self.dims, self._there, strict=True):
             present = torch.stack([(there[picked] & SOUND_BIT[tower]) > 0 for tower in TOWERS], dim=1)
-            image, text = (self._select(parts.get(tower), dim, picked, present[:, n]) for n, tower in enumerate(TOWERS))
+            present[:, 0] &= (there[seen] & SOUND_BIT["image"]) > 0
+            image = self._select(parts.get("image"), dim, seen, present[:, 0])
+            text = self._select(parts.get("text"), dim, picked, present[:, 1])
             targets.append(TeacherTargets(image, text, present))
         return tuple(targets)
 
