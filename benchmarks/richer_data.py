@@ -256,8 +256,7 @@ def run(made: Material, out: Path, scenario: Scenario, arm: Arm, seed: int) -> d
         for big in (True, False)
     ]
     optimizer = torch.optim.AdamW(decays, lr=rate, betas=(0.9, 0.98), fused=True)
-    pairs = replace(base.setting(made, replace(scenario, share=1.0), seed).pairs, rows=rows)
-    plan = BatchPlan(pairs, Schedule(len(rows), BATCH, -(-steps // (len(rows) // BATCH))), seed)
+    plan = BatchPlan(rows, Schedule(len(rows), BATCH, -(-steps // (len(rows) // BATCH))), seed)
     for step, epoch, start, batch_rows in plan.steps(0):
         if step == steps:
             break

@@ -39,6 +39,10 @@ Condition = Annotated[StrictStr, BeforeValidator(_refuse_mapping)]
 """Condition on sample columns as after SQL's WHERE (`mmkd.base.conditions`): `split = 'train' and width >= 224`."""
 
 
+def _path_or_url(place: Path | str) -> Path | str:
+    return place if "://" in str(place) else Path(place)
+
+
 class TowerWeights(Frozen):
     """First weights of each tower by itself; empty for random ones."""
 
@@ -203,7 +207,7 @@ class HeadConfig(Frozen):
 
 
 class DataConfig(Frozen):
-    """Batch loading. Only `unpaired`, `views`, `decode` and `crop_scale` change what a run learns."""
+    """Batch loading. Only `unpaired`, `views`, `decode`, `order`, `window` and `crop_scale` change what is learned."""
 
     unpaired: bool = False
     """Train on rows with an image or a caption alone too: terms `feature` and `relational` learn from them."""
@@ -217,6 +221,15 @@ class DataConfig(Frozen):
     """`device`: the store's JPEGs are decoded and cropped on the training device (nvJPEG on CUDA); needs `inputs`."""
     features: Literal["auto", "mapped", "resident"] = "auto"
     """`mapped`: gathered from the memory map one step ahead; `resident`: kept on the device, when they fit."""
+    order: Literal["shuffled", "windows"] = "shuffled"
+    """`windows`: shards in random order, `window` of them at a time, and the pairs of these shuffled: for stores behind
+    a URL, and for disks that are slow at random reads."""
+    window: PositiveInt = 16
+    """Shards of a window. More of them mix the pairs better."""
+    cache: Path | None = None
+    """Folder for what is fetched of a store behind a URL, best on a local disk; the run's `cache` when not given."""
+    cache_gb: PositiveFloat = 50.0
+    """Most that the files of `cache` may take, in GB; about four windows must fit."""
     crop_scale: tuple[float, float] = (0.9, 1.0)
     """Share of the picture that a training crop keeps, as in MMKD-CLIP's training."""
     workers: int | None = Field(default=None, ge=0, le=1024)
@@ -235,6 +248,8 @@ class DataConfig(Frozen):
         if self.views and (self.images == "inputs" or self.decode == "device"):
             kept = "images: inputs" if self.images == "inputs" else "decode: device"
             raise ValueError(f"views are cut from the original files, and `{kept}` reads reduced ones; leave it out")
+        if self.views and self.order == "windows":
+            raise ValueError("views are rows of other shards than their images, which `order: windows` does not read")
         return self
 
 
@@ -342,7 +357,8 @@ class RunConfig(Frozen):
 
     preset: tuple[str, ...] = ()
     """Presets that were laid under this file, for the record; see `mmkd.distill.presets`."""
-    store: Path
+    store: Annotated[Path | str, AfterValidator(_path_or_url)]
+    """Folder, or URL (`s3://`, `gs://`, `az://`, `http(s)://`), which needs `data: {order: windows}`."""
     out: Path
     """Run folder: checkpoints, TensorBoard events, the config itself."""
     student: StudentConfig
@@ -365,6 +381,12 @@ class RunConfig(Frozen):
     checkpoints: CheckpointConfig = CheckpointConfig()
     monitor: MonitorConfig = MonitorConfig()
     logging: LoggingConfig = LoggingConfig()
+
+    @model_validator(mode="after")
+    def _windows_hold_what_is_read(self) -> RunConfig:
+        if self.data.order == "windows" and "bank" in self.loss.teacher_terms:
+            raise ValueError("loss.bank reads rows of the whole store; it goes without `data: {order: windows}`")
+        return self
 
 
 def load_run(path: Path) -> RunConfig:

@@ -21,9 +21,10 @@ from mmkd.base.errors import ConfigError, IncompleteStoreError, UserError, cause
 from mmkd.base.images.decoding import decode
 from mmkd.base.images.source import ImageError, ImageSource
 from mmkd.base.images.uri import image_source
+from mmkd.base.places.remote import RemotePath
 from mmkd.base.text import counted
 from mmkd.distill.config import DataConfig
-from mmkd.distill.pairs import Pairs
+from mmkd.distill.image_places import ImagePlaces
 from mmkd.distill.student import image_size, student_pixels
 from mmkd.distill.views import TrainingViews
 from mmkd.store import FeatureStore
@@ -42,15 +43,12 @@ Crop = tuple[int, int, int, int]
 class CorpusImages:
     """The original files, as the sample table names them."""
 
-    def __init__(self, store: FeatureStore, pairs: Pairs) -> None:
-        # Arrow columns, not Python lists: worker processes share their pages.
-        self.uri, self.offset, self.length = (pairs.table[name] for name in ("uri", "offset", "length"))
-        self.rows, self.root = pairs.rows, store.record.image_root
+    def __init__(self, store: FeatureStore, places: ImagePlaces) -> None:
+        self.places, self.root = places, store.record.image_root
+        self.forked = not isinstance(store.root, RemotePath)
 
     def _source(self, row: int) -> ImageSource:
-        index = int(np.searchsorted(self.rows, row))
-        uri, offset, length = (column[index].as_py() for column in (self.uri, self.offset, self.length))
-        return image_source(self.root(row), uri, offset, length)
+        return image_source(self.root(row), *self.places[row])
 
     def read(self, row: int) -> bytes:
         """Return the encoded bytes of a row's image, as they were extracted. Raises ImageError if they are gone."""
@@ -63,6 +61,8 @@ class CorpusImages:
 
 class StoredImages:
     """The JPEGs that the store keeps."""
+
+    forked = True
 
     def __init__(self, inputs: Inputs) -> None:
         self.inputs = inputs
@@ -82,17 +82,21 @@ class StoredImages:
 RowImages = CorpusImages | StoredImages
 
 
-def row_images(store: FeatureStore, pairs: Pairs, wanted: Literal["auto", "inputs", "corpus"], side: int) -> RowImages:
+def row_images(
+    store: FeatureStore, places: ImagePlaces, wanted: Literal["auto", "inputs", "corpus"], side: int
+) -> RowImages:
     """Find the images of these rows. `auto` takes the store's inputs when all rows have them in the student's size;
     `side` is the longer side of the student's image, in pixels. Raises IncompleteStoreError if `inputs` are wanted and
     shards have none; UserError if they are smaller than `side`."""
     if wanted == "corpus":
-        return CorpusImages(store, pairs)
+        return CorpusImages(store, places)
     inputs = Inputs(store)
-    lacking = inputs.lacking(pairs.rows[pairs.image >= 0])
+    lacking = inputs.lacking(places.rows)
+    if lacking:
+        lacking = inputs.lacking(places.rows[places.uri_starts[1:] > places.uri_starts[:-1]])
     large_enough = inputs.size is not None and inputs.size >= side
     if wanted == "auto" and (lacking or not large_enough):
-        return CorpusImages(store, pairs)
+        return CorpusImages(store, places)
     if lacking:
         raise IncompleteStoreError(
             f"{store.root}: no inputs in {counted(len(lacking), 'shard')}, the first is {lacking[0]}; "
@@ -107,18 +111,12 @@ def row_images(store: FeatureStore, pairs: Pairs, wanted: Literal["auto", "input
 
 
 def train_pictures(
-    store: FeatureStore,
-    pairs: Pairs,
-    data: DataConfig,
-    student: nn.Module,
-    device: torch.device,
-    views: TrainingViews | None,
+    images: RowImages, data: DataConfig, student: nn.Module, device: torch.device, views: TrainingViews | None
 ) -> Pictures:
-    """Return the source of the pixels that these rows are trained with: crops, or views. Raises ConfigError for
-    `data.decode: device` without inputs in the store; IncompleteStoreError, UserError as `row_images`."""
+    """Return the source of the pixels that rows are trained with: crops, or views. Raises ConfigError for
+    `data.decode: device` without inputs in the store."""
     if views is not None:
-        return partial(image_batches, CorpusImages(store, pairs), student_pixels(student), views=views)
-    images = row_images(store, pairs, data.images, max(image_size(student)))
+        return partial(image_batches, images, student_pixels(student), views=views)
     if data.decode == "workers":
         return partial(image_batches, images, student_pixels(student, data.crop_scale))
     if not isinstance(images, StoredImages):
@@ -165,6 +163,8 @@ def _load(
         collate_fn=partial(_collate, collate),
         generator=torch.Generator(),  # it draws a seed, from a generator that nobody else counts on
         pin_memory=pin,
+        # A forked process lacks the threads by which this one has asked a server, and would wait for them forever.
+        multiprocessing_context=None if rows.images.forked or not workers else "spawn",
     )
     return map(_sound, iter(loader))
 

@@ -24,6 +24,8 @@ _KNOWN_CAPTIONS = 4096
 """Captions with which images are compared to see whether a teacher knows them, spread evenly over the run's."""
 _KNOWN_IMAGES = 4096
 """Likewise of images, for captions."""
+_LOOKED_AT = 1 << 20
+"""Rows, spread evenly, among which those are looked for."""
 _SURE = 0.5
 """Standard deviations by which one teacher's score exceeds another's when it is e times as sure to know a row."""
 _ROWS_AT_ONCE = 1024
@@ -206,12 +208,15 @@ def make_policy(
             raise ConfigError(f"policy.by corpus: {lacking[0]} has no features of the run's {what}; leave it out")
         return found
 
+    some = _spread(len(rows), _LOOKED_AT)
+    rows, groups = rows[some], groups[some]
     images = rows[groups[:, 1] >= 0]
     standing = gather(images, _STANDARD_ROWS)
     if config.by == "caption":
         return Policy(config, seed, standard=Standard.of(standing), judged=judged)
     said = np.flatnonzero(groups[:, 0] >= 0)
-    texts = gather(rows[said[np.unique(groups[said, 0], return_index=True)[1]]], _KNOWN_CAPTIONS)
+    first = np.sort(said[np.unique(groups[said, 0], return_index=True)[1]])
+    texts = gather(rows[first], _KNOWN_CAPTIONS)
     standard, text_standard = Standard.of(standing, known(texts, "captions")), None
     if config.keys == "known" or len(images) < len(rows):
         text_standard = Standard.of(_swapped(texts), known(_swapped(gather(images, _KNOWN_IMAGES)), "images"))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mmkd.base.errors import UserError
 from mmkd.store import FeatureStore
 from mmkd.store.array import FeatureArray
+from mmkd.store.card import TeacherCard
 from mmkd.store.layout import SOUND_BIT, TOWERS, Tower
 
 # Of the device memory that is free before training: the rest is for weights, their moments and activations.
@@ -38,6 +39,24 @@ class TeacherTargets:
         return replace(self, present=self.present & has.to(self.present.device))
 
 
+def taught_bits(
+    valid_NT: NDArray[np.uint8], cards: Sequence[TeacherCard], chosen_NT: NDArray[np.bool_], *, unpaired: bool
+) -> NDArray[np.uint8]:
+    """Return which features of N rows teach, two bits for each teacher, uint8 (N, 2 T / 8): what a run keeps of a
+    hundred million rows. chosen: where a teacher has all its towers and the selection keeps the pair."""
+    whole_T = np.array([card.all_sound for card in cards], dtype=np.uint8)
+    there_NT = np.where(chosen_NT, whole_T, np.uint8(0))
+    if unpaired:
+        there_NT = np.where(valid_NT == whole_T, there_NT, valid_NT)
+    towers = [there_NT & np.uint8(SOUND_BIT[tower]) > 0 for tower in TOWERS]
+    return np.packbits(np.stack(towers, axis=2).reshape(len(there_NT), -1), axis=1)
+
+
+def unpack_taught(bits: NDArray[np.uint8], teachers: int) -> NDArray[np.bool_]:
+    """Return `taught_bits` as bool (B, T, 2)."""
+    return np.unpackbits(bits, axis=1, count=2 * teachers).reshape(len(bits), teachers, 2).astype(bool)
+
+
 class TeacherFeatures:
     """Rows of all teachers of a run. Mapped, only the rows of a batch are ever read."""
 
@@ -48,10 +67,11 @@ class TeacherFeatures:
         selection: str | None = None,
         *,
         unpaired: bool = False,
-        views: bool = False,
+        taught: NDArray[np.uint8] | None = None,
     ) -> None:
         """A teacher teaches a row of which it has the features of all its towers, if the selection keeps the pair. With
-        `unpaired` also one of which it has one feature of two, and with `views` a view, which no selection judges."""
+        `unpaired` also one of which it has one feature of two, which no selection judges. taught: `taught_bits` of
+        these teachers, where they are known already."""
         self.slugs = tuple(slugs)
         self.cards = {slug: store.card(slug) for slug in slugs}
         self.dims = tuple(card.dim for card in self.cards.values())
@@ -60,31 +80,29 @@ class TeacherFeatures:
             {tower: as_tensor(store.features(slug, tower)) for tower in card.towers}
             for slug, card in self.cards.items()
         ]
-        available, order = store.available(selection), list(store.teachers)
-        self._there: list[torch.Tensor] = []
-        """Bits of each row as in `valid`, 0 where the teacher does not teach it."""
-        for slug, card in self.cards.items():
-            there = available[:, order.index(slug)] * np.uint8(card.all_sound)
-            if unpaired or views:
-                valid = store.valid(slug)
-                if unpaired:
-                    there = np.where(valid == card.all_sound, there, valid)
-                for span in store.record.spans() if views else ():
-                    if span.corpus.kind == "views":
-                        there[span.rows.start : span.rows.stop] = valid[span.rows.start : span.rows.stop]
-            self._there.append(torch.from_numpy(there))
+        if taught is None:
+            chosen, order = store.available(selection), list(store.teachers)
+            valid = np.stack([store.valid(slug) for slug in slugs], axis=1)
+            taught = taught_bits(
+                valid, list(self.cards.values()), chosen[:, [order.index(slug) for slug in slugs]], unpaired=unpaired
+            )
+        self._taught = taught
         self._device = torch.device("cpu")
         self.resident_bytes = 0
         """Features held in memory of this process or its device."""
 
     def any_available(self) -> NDArray[np.bool_]:
         """Return where at least one teacher teaches, bool (N,)."""
-        return (torch.stack(self._there) > 0).any(dim=0).numpy()
+        found: NDArray[np.bool_] = self._taught.any(axis=1)
+        return found
 
     def count_rows(self, rows: NDArray[np.int64]) -> dict[str, int]:
         """Count the rows of these that each teacher teaches."""
-        picked = torch.from_numpy(rows).to(self._device)
-        return {slug: int((there[picked] > 0).sum()) for slug, there in zip(self.slugs, self._there, strict=True)}
+        return dict(zip(self.slugs, self._present(rows).any(axis=2).sum(axis=0).tolist(), strict=True))
+
+    def _present(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which features of these rows are there and teach, bool (B, T, 2)."""
+        return unpack_taught(self._taught[rows], len(self.slugs))
 
     def check_views(self, rows: NDArray[np.int64]) -> None:
         """Raise UserError if a teacher with an image tower has no feature of any of these views."""
@@ -111,7 +129,6 @@ class TeacherFeatures:
             return torch.from_numpy(np.array(part[:])).to(device)
 
         self._parts = [{tower: copy(part) for tower, part in parts.items()} for parts in self._parts]
-        self._there = [tensor.to(device) for tensor in self._there]
         self._device, self.resident_bytes = device, self.bytes
 
     def gather(self, rows: NDArray[np.int64], images: NDArray[np.int64] | None = None) -> tuple[TeacherTargets, ...]:
@@ -119,9 +136,10 @@ class TeacherFeatures:
         pinned. images: rows whose image features stand for theirs."""
         picked, targets = torch.from_numpy(rows).to(self._device), []
         seen = picked if images is None else torch.from_numpy(images).to(self._device)
-        for parts, dim, there in zip(self._parts, self.dims, self._there, strict=True):
-            present = torch.stack([(there[picked] & SOUND_BIT[tower]) > 0 for tower in TOWERS], dim=1)
-            present[:, 0] &= (there[seen] & SOUND_BIT["image"]) > 0
+        have = torch.from_numpy(self._present(rows)).to(self._device)
+        if images is not None:
+            have[:, :, 0] &= torch.from_numpy(self._present(images)[:, :, 0]).to(self._device)
+        for parts, dim, present in zip(self._parts, self.dims, have.unbind(1), strict=True):
             image = self._select(parts.get("image"), dim, seen, present[:, 0])
             text = self._select(parts.get("text"), dim, picked, present[:, 1])
             targets.append(TeacherTargets(image, text, present))

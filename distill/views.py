@@ -16,7 +16,6 @@ from PIL import Image
 from mmkd.base.errors import IncompleteStoreError, UserError
 from mmkd.base.images.recipe import Recipe, read_recipe
 from mmkd.distill.draws import draws
-from mmkd.distill.pairs import Pairs
 from mmkd.store import FeatureStore
 from mmkd.store.samples import in_rows
 
@@ -51,9 +50,9 @@ class TrainingViews:
         return self.recipe.picture(image, key, int(self.numbers(seed, epoch, np.array([row]))[0]))
 
 
-def find_views(store: FeatureStore, pairs: Pairs) -> TrainingViews:
-    """Find the views of a run's images. Raises UserError if the store has none, or not of all these images, or of two
-    recipes; IncompleteStoreError if they are not extracted yet."""
+def find_views(store: FeatureStore, images: NDArray[np.int64]) -> TrainingViews:
+    """Find the views of images, int64 (n,) grid rows, ascending. Raises UserError if the store has none, or not of all
+    these images, or of two recipes; IncompleteStoreError if they are not extracted yet."""
     spans = [span for span in store.record.spans() if span.corpus.kind == "views"]
     make = "`mmkd extract ... --views V` makes them"
     if not spans:
@@ -65,7 +64,6 @@ def find_views(store: FeatureStore, pairs: Pairs) -> TrainingViews:
     table = store.sample_table(["row", "image_rows", "view_number", "status"], inside)
     if "pending" in table["status"].unique().to_pylist():
         raise IncompleteStoreError(f"{store.root}: views are not extracted yet; finish `mmkd extract` first")
-    images = pairs.rows[pairs.image >= 0]
     rows = np.full((len(images), recipe.count), -1)
     owner = pc.list_element(table["image_rows"], 0).to_numpy()
     places = np.searchsorted(images, owner).clip(max=len(images) - 1)

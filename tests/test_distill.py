@@ -10,13 +10,11 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from hypothesis import given
-from hypothesis import strategies as st
 from tiny_run import in_ranks, quiet, write_run
 
 from mmkd.base.errors import ConfigError, IncompleteStoreError, UserError
 from mmkd.cli.distill import distill
-from mmkd.distill.batches import Schedule, epoch_order
+from mmkd.distill.batches import Schedule
 from mmkd.distill.checkpoint import checkpoints, find_checkpoint, read, student_weights
 from mmkd.distill.config import OptimizerConfig, load_run
 from mmkd.distill.optimizer import lr_factor, warmup_steps
@@ -25,20 +23,6 @@ from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.distill.trainer import train
 from mmkd.store import FeatureStore
 from mmkd.store.writer import move_corpus
-
-
-@given(st.integers(2, 500), st.integers(0, 2**32), st.integers(0, 1000))
-def test_an_epoch_is_a_permutation_and_a_function_of_seed_and_epoch(n: int, seed: int, epoch: int) -> None:
-    rows = np.arange(n, dtype=np.int64) * 3
-    order = epoch_order(rows, seed, epoch)
-    assert sorted(order.tolist()) == rows.tolist()
-    assert np.array_equal(order, epoch_order(rows, seed, epoch))
-
-
-def test_epochs_and_seeds_differ() -> None:
-    rows = np.arange(100, dtype=np.int64)
-    orders = {tuple(epoch_order(rows, seed, epoch)) for seed in range(3) for epoch in range(3)}
-    assert len(orders) == 9
 
 
 def test_schedule_places_every_step_once() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,16 +100,16 @@ def test_stores_and_settings_that_do_not_fit_end_in_one_line(root: Path) -> None
     (root / "late/ledger/00001.seer.json").unlink()
     with pytest.raises(UserError, match=r"data.views: teacher seer has no features of the views; run `mmkd extract`"):
         quiet(write_run(root, "late", **LEARN | {"store": "late"}))
-    pairs = prepare(load_run(write_run(root, "few", **LEARN)), ALONE).batches.plan.pairs
-    more = replace(pairs, rows=np.append(pairs.rows, 9_999), image=np.append(pairs.image, 9_999))
     with pytest.raises(UserError, match=r"data.views: 1 of the run's 61 images have no views in"):
-        find_views(FeatureStore.open(root / "features"), more)
+        find_views(FeatureStore.open(root / "features"), np.append(np.arange(ROWS), 9_999))
+    with pytest.raises(ConfigError, match="views are rows of other shards than their images"):
+        load_run(write_run(root, "windows", data={"views": True, "order": "windows"}))
 
 
 def test_a_view_costs_no_more_than_a_crop(root: Path) -> None:
     """Both decode the picture and resize a part of it: the draw and the crop are small beside that."""
     ready = prepare(load_run(write_run(root, "cost", **LEARN)), ALONE)
-    images = CorpusImages(FeatureStore.open(root / "features"), ready.batches.plan.pairs)
+    images = CorpusImages(FeatureStore.open(root / "features"), ready.batches.pairs.places)
     student, wanted = ready.update.model.towers.student, [(epoch, np.arange(ROWS)) for epoch in range(4)]
     seconds = {"crop": 1e9, "view": 1e9}
     for _ in range(3):

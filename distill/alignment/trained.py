@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Generator
 from itertools import product
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -15,7 +16,8 @@ from mmkd.distill.alignment import TeacherMap
 from mmkd.distill.alignment.closed_form import Moments, fit_procrustes, moments
 from mmkd.distill.alignment.config import AutoencoderSettings, JointSettings, ProcrustesSettings, TrainingSettings
 from mmkd.distill.alignment.rows import AlignmentRows, TeacherRows
-from mmkd.distill.batches import epoch_order, one_ahead
+from mmkd.distill.batches import one_ahead
+from mmkd.distill.order import epoch_places
 from mmkd.store.layout import TOWERS, Tower
 
 Batch = dict[str, TeacherRows]
@@ -32,9 +34,8 @@ def batches(
     def gather() -> Generator[Batch, None, None]:
         for step in range(settings.steps):
             epoch, place = divmod(step, per_epoch)
-            if place == 0:
-                order = epoch_order(rows.fit, seed, epoch)
-            yield rows.gather(order[place * size : (place + 1) * size], device)
+            positions = np.arange(place * size, (place + 1) * size)
+            yield rows.gather(rows.fit[epoch_places(positions, len(rows.fit), seed, epoch)], device)
 
     return one_ahead(gather(), device)
 
