@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
@@ -43,6 +43,16 @@ class Frozen(BaseModel):
             raise ValueError(f"is {control[0]!r}, expected text without control characters")
         return value
 
+    def faults(self) -> Iterator[str]:
+        """Yield what is wrong between values that are right by themselves. Reading a model raises the first."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _has_no_fault(self) -> Self:
+        for fault in self.faults():
+            raise ValueError(fault)
+        return self
+
 
 def _leaf_types(annotation: object) -> Iterator[object]:
     """Yield the types within an annotation, those of the values of a `Literal` too."""
@@ -69,13 +79,11 @@ def _leaf_values(value: object) -> Iterator[object]:
 class OneOf(Frozen):
     """Base of models of which exactly one key is set."""
 
-    @model_validator(mode="after")
-    def _exactly_one(self) -> OneOf:
+    def faults(self) -> Iterator[str]:
         keys = [field.alias or name for name, field in type(self).model_fields.items()]
         if len(self.model_fields_set) != 1 or self.chosen is None:
             named = ", ".join(sorted(self.model_fields_set)) or "none"
-            raise ValueError(f"has {named}, expected exactly one of {', '.join(keys)}")
-        return self
+            yield f"has {named}, expected exactly one of {', '.join(keys)}"
 
     @property
     def kind(self) -> str:

@@ -3,7 +3,7 @@ the next step. The command line prints them as they are and exits with status 1.
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -82,6 +82,20 @@ def collect(problems: list[str]) -> Iterator[None]:
 def cause(error: BaseException, most: int = 200) -> str:
     """Return what another library's error says as one line of at most `most` characters."""
     return " ".join(str(error).split())[:most]
+
+
+@contextmanager
+def faults_as(
+    kind: Callable[[str], MmkdError],
+    errors: type[Exception] | tuple[type[Exception], ...],
+    fault: str,
+    advice: str = "",
+) -> Iterator[None]:
+    """Raise an error of this project for another library's: the fault, what the library says, and the advice."""
+    try:
+        yield
+    except errors as error:
+        raise kind(f"{fault} ({getattr(error, 'strerror', None) or cause(error)}){advice}") from error
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:

@@ -1,8 +1,12 @@
-"""The command that brings an extra's packages, from where this mmkd came: no registry has it."""
+"""Packages of extras: the command that brings them, from where this mmkd came: no registry has it."""
 
+import importlib
 import json
 from importlib.metadata import distributions
+from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from mmkd.base.errors import UserError
 
 
 def install_command(*extras: str) -> str:
@@ -26,3 +30,13 @@ def install_command(*extras: str) -> str:
     if url:
         return f"pip install 'mmkd{wanted} @ {url}'"
     return f"pip install 'WHEEL_OR_CHECKOUT{wanted}', with the place this mmkd was installed from"
+
+
+def import_extra(module: str, extra: str, what: str, instead: str = "") -> Any:
+    """Import a module that an extra has, or that needs it. Raises UserError if it is not installed: `what` needs it,
+    how to install it, and what to do `instead`."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        name = error.name or module
+        raise UserError(f"{what} needs the package {name!r}: {install_command(extra)}{instead}") from error

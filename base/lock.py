@@ -106,8 +106,7 @@ def _locked(root: Path, note: dict[str, object]) -> Iterator[None]:
 
 
 def _open_locked(path: Path) -> int:
-    """Return the lock file, opened and locked; its folder is made if it is not there. Raises StoreError if it cannot
-    be, for example below a link to nothing."""
+    """Return the lock file, opened and locked; its folder is made if it is not there."""
     for _ in range(_ATTEMPTS):
         # Another writer that came to nothing may take its folder away at any moment: while `mkdir` looks whether it is
         # one, or before the file is made. What is there and no folder is refused by `open`.

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import click
 
+from mmkd.cli.params import FILE_PATH
 from mmkd.store import FeatureStore
 
 
 @click.command()
 @click.argument("store", metavar="STORE")
-@click.argument("run", type=click.Path(path_type=Path, dir_okay=False), metavar="RUN.yaml")
+@click.argument("run", type=FILE_PATH, metavar="RUN.yaml")
 @click.option("--json", "as_json", is_flag=True, help="Print the card with its scores as JSON.")
 def align(store: str, run: Path, as_json: bool) -> None:
     """Map the teachers' spaces to one width and evaluate the result on held-out rows.

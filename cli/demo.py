@@ -4,13 +4,13 @@ from pathlib import Path
 
 import click
 
+from mmkd.cli.params import FOLDER_PATH
+
 
 @click.command()
-@click.argument("directory", type=click.Path(path_type=Path, file_okay=False), default="mmkd-demo", metavar="[DIR]")
+@click.argument("directory", type=FOLDER_PATH, default="mmkd-demo", metavar="[DIR]")
 @click.option(
-    "--corpus-only",
-    is_flag=True,
-    help="Only cut the images, with clean captions: the corpus of the suite `quick`.",
+    "--corpus-only", is_flag=True, help="Only cut the images, with clean captions: the corpus of the suite `quick`."
 )
 def demo(directory: Path, corpus_only: bool) -> None:
     """Run the whole pipeline on real images, on a CPU, offline: corpus, nine teachers, store, two students, scores.

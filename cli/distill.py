@@ -7,9 +7,11 @@ from pathlib import Path
 
 import click
 
+from mmkd.cli.params import FILE_PATH
+
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path, dir_okay=False), metavar="RUN.yaml")
+@click.argument("run", type=FILE_PATH, metavar="RUN.yaml")
 @click.option(
     "--dry-run", is_flag=True, help="Take a few steps and print parameters, memory, steps and hours; write nothing."
 )

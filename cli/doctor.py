@@ -335,11 +335,7 @@ def disk_checks(folder: Path, cache: Path) -> Iterator[Check]:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=".")
 @click.option(
-    "--timeout",
-    type=click.FloatRange(min=1),
-    default=60.0,
-    show_default=True,
-    help="Seconds to wait for torch; for the hub, at most 10.",
+    "--timeout", type=click.FloatRange(min=1), default=60.0, help="Seconds to wait for torch; for the hub, at most 10."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def doctor(folder: Path, timeout: float, as_json: bool) -> None:

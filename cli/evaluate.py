@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from mmkd.base.places.remote import StorePath, as_root
-from mmkd.cli.params import JSON
+from mmkd.cli.params import ANY_PATH, FILE_PATH, FOLDER_PATH, JSON
 
 if TYPE_CHECKING:
     from mmkd.evaluate.folder import By, ResultFolder
@@ -19,16 +19,13 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-SUITE = click.argument("suite", type=click.Path(dir_okay=False, path_type=Path))
-FILE = click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+SUITE = click.argument("suite", type=FILE_PATH)
+FILE = click.argument("file", type=FILE_PATH)
 MODEL = click.option("--model", required=True, help="Model to compare with the others.")
-OUT = click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the results.  [default: SUITE-results]"
-)
+OUT = click.option("--out", type=FOLDER_PATH, help="Folder of the results.  [default: SUITE-results]")
 BY = click.option(
-    "--by", type=click.Choice(["domain", "dataset", "modality"]), default="domain", show_default=True,
-    help="Grouping of the columns.",
-)  # fmt: skip
+    "--by", type=click.Choice(["domain", "dataset", "modality"]), default="domain", help="Grouping of the columns."
+)
 KINDS = ["heat-map", "forest", "box", "radar", "label-efficiency", "shots"]
 KINDS += ["kaplan-meier", "reliability", "decision-curve"]
 
@@ -36,7 +33,7 @@ KINDS += ["kaplan-meier", "reliability", "decision-curve"]
 def question(command: Command) -> Command:
     """Options that choose what a table, comparison or figure shows."""
     for option in (
-        click.option("--fraction", type=float, default=1.0, show_default=True, help="Share of the labels used."),
+        click.option("--fraction", type=float, default=1.0, help="Share of the labels used."),
         click.option("--head", help="Head to show, such as i2t or t2i.  [default: all heads of the task]"),
         BY,
         click.option("--metric", help="Metric to show.  [default: the task's primary one]"),
@@ -131,9 +128,12 @@ def run(suite: Path, out: Path | None, force: bool, for_selection: bool, jobs: i
 @SUITE
 @question
 @click.option(
-    "--format", "style", type=click.Choice(["markdown", "csv", "latex", "json"]), default="markdown", show_default=True,
+    "--format",
+    "style",
+    type=click.Choice(["markdown", "csv", "latex", "json"]),
+    default="markdown",
     help="Output format.",
-)  # fmt: skip
+)
 @JSON
 def table(as_json: bool, **options: Any) -> None:
     """Print the scores of the last run of SUITE: models down, domains and their mean across.
@@ -234,12 +234,13 @@ def report(suite: Path, file: Path, model: str, out: Path | None, by: By) -> Non
 @SUITE
 @click.option("--training", type=as_root, metavar="STORE", help="Store of the students' training corpus.")
 @click.option("--model", help="Encoder whose features are compared.  [default: the first that all stores have]")
-@click.option("--cosine", type=float, default=0.98, show_default=True, help="Least cosine of near copies.")
+@click.option("--cosine", type=float, default=0.98, help="Least cosine of near copies.")
 @click.option(
-    "--hashes", type=click.Path(dir_okay=False, path_type=Path),
+    "--hashes",
+    type=FILE_PATH,
     help="Also compare perceptual hashes; all images are read once, and their hashes are stored in this Parquet file.",
-)  # fmt: skip
-@click.option("--bits", type=int, default=4, show_default=True, help="Most differing hash bits of near copies.")
+)
+@click.option("--bits", type=int, default=4, help="Most differing hash bits of near copies.")
 @JSON
 def leakage(suite: Path, training: StorePath | None, hashes: Path | None, as_json: bool, **options: Any) -> None:
     """Find copies of SUITE's test images in a training corpus, in other splits and within a split.
@@ -292,7 +293,7 @@ def trust(suite: Path, biology: str, confounder: str, out: Path | None, as_json:
 
 
 @evaluate.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=ANY_PATH)
 @click.argument("folders", type=click.Path(exists=True, file_okay=False, path_type=Path), nargs=-1, required=True)
 @click.option("--suite", help="Name of the suite, where a folder has results of several.")
 def merge(out: Path, folders: tuple[Path, ...], suite: str | None) -> None:
@@ -328,9 +329,11 @@ def leaderboard(suite: Path, file: Path, out: Path | None) -> None:
 @click.argument("text", metavar="CLAIM")
 @click.option("--metric", help="Metric.  [default: the task's primary one]")
 @click.option(
-    "--comparisons", type=click.IntRange(min=1), default=1, show_default=True,
+    "--comparisons",
+    type=click.IntRange(min=1),
+    default=1,
     help="Claims that are considered together; intervals are widened for them.",
-)  # fmt: skip
+)
 @OUT
 @JSON
 def claim(suite: Path, text: str, metric: str | None, comparisons: int, out: Path | None, as_json: bool) -> None:

@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mmkd.cli.params import FOLDER_PATH
+
 if TYPE_CHECKING:
     from mmkd.distill.export import GraphFormat
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path, file_okay=False), metavar="RUN_DIR")
-@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("run", type=FOLDER_PATH, metavar="RUN_DIR")
+@click.argument("out", type=FOLDER_PATH)
 @click.option(
     "--checkpoint",
     default="best",
     metavar="best|last|STEP",
-    show_default=True,
     help="The best by validation (the last if there was none), the last, or that of a step.",
 )
 @click.option(

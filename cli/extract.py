@@ -14,13 +14,8 @@ SCHEDULER = "local, slurm, pbs, sge, a scheduler's address, or a YAML file that 
 @click.command()
 @click.argument("corpus")
 @click.argument("store", type=as_root)
-@click.option(
-    "--teachers",
-    default="all",
-    show_default=True,
-    help="all, or comma-separated names, NAME=local-dir:FOLDER or YAML cards.",
-)
-@click.option("--scheduler", default="local", show_default=True, help=SCHEDULER)
+@click.option("--teachers", default="all", help="all, or comma-separated names, NAME=local-dir:FOLDER or YAML cards.")
+@click.option("--scheduler", default="local", help=SCHEDULER)
 @click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one per GPU or core; one job]")
 @click.option("--limit", type=click.IntRange(min=1), help="Extract only the first rows of the corpus.")
 @click.option(

@@ -51,7 +51,7 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(package_name="mmkd")
 def cli() -> None:
     """Run CLIP teachers over a corpus once, memory-map their features, distill students, compare them honestly."""

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import click
 from tqdm import tqdm
@@ -40,19 +41,19 @@ def _loss_kinds(text: str) -> tuple[str, ...]:
     return kinds
 
 
+ANY_PATH = click.Path(path_type=Path)
+FILE_PATH = click.Path(path_type=Path, dir_okay=False)
+FOLDER_PATH = click.Path(path_type=Path, file_okay=False)
 STORE_PATH = click.argument("path", metavar="STORE", type=as_root)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 TEACHERS = click.option("--teachers", type=names, metavar="NAMES", help="Comma-separated names.  [default: all]")
 ALLOW_LOSS = click.option(
-    "--allow-loss", type=_loss_kinds, default="", metavar="KINDS|all", help="What may be lost, as the refusal names it."
-)
-SAMPLE = partial(
-    click.option, "--sample", type=_sample_size, metavar="ROWS|all", show_default=True, help="Rows to draw."
-)
+    "--allow-loss", type=_loss_kinds, default="", metavar="KINDS|all", show_default=False,
+    help="What may be lost, as the refusal names it.",
+)  # fmt: skip
+SAMPLE = partial(click.option, "--sample", type=_sample_size, metavar="ROWS|all", help="Rows to draw.")
 """The option `--sample`, with its `default`."""
-SEED = click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed for sampling."
-)
+SEED = click.option("--seed", type=click.IntRange(min=0), default=0, help="Random seed for sampling.")
 
 
 def echo(as_json: bool, content: object, lines: Iterable[str]) -> None:

@@ -17,7 +17,7 @@ from mmkd.store.selection.rules import find_rule
 @click.argument("store", metavar="STORE")
 @click.option("--name", required=True, help="Name of the selection: a folder below STORE/selections.")
 @click.option("--rule", required=True, metavar="RULE.yaml", help="A rule's file, or the name of an included rule.")
-@click.option("--by", default="modality", show_default=True, help="Sample column by which kept pairs are counted.")
+@click.option("--by", default="modality", help="Sample column by which kept pairs are counted.")
 @JSON
 def select(store: str, name: str, rule: str, by: str, as_json: bool) -> None:
     """Choose pairs of samples and teachers by a rule; features are unchanged.

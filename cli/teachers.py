@@ -15,7 +15,7 @@ import yaml
 
 from mmkd.base.errors import TeacherError
 from mmkd.base.text import plain_values, table_lines
-from mmkd.cli.params import JSON, SEED, echo
+from mmkd.cli.params import ANY_PATH, JSON, SEED, echo
 from mmkd.extract.teachers.published import PublishedTeacher, encoders, known_teacher, parse_teacher, the_nine, variants
 from mmkd.store import FeatureStore
 from mmkd.store.layout import TOWER_INPUTS
@@ -75,9 +75,9 @@ def show(slug: str, as_json: bool) -> None:
 
 @teachers.command()
 @click.argument("slug")
-@click.option("--images", type=click.Path(path_type=Path), help="Pictures to run.  [default: synthetic ones]")
-@click.option("--golden", type=click.Path(path_type=Path), help="Folder of the original's samples to compare with.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
+@click.option("--images", type=ANY_PATH, help="Pictures to run.  [default: synthetic ones]")
+@click.option("--golden", type=ANY_PATH, help="Folder of the original's samples to compare with.")
+@click.option("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
 @_TRUST
 @JSON
 def check(slug: str, images: Path | None, golden: Path | None, device: str, trust_pickle: bool, as_json: bool) -> None:
@@ -99,7 +99,7 @@ def check(slug: str, images: Path | None, golden: Path | None, device: str, trus
 
 @teachers.command()
 @click.argument("slug")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=ANY_PATH)
 @_TRUST
 def convert(slug: str, folder: Path, trust_pickle: bool) -> None:
     """Copy a teacher's files to FOLDER with its weights as safetensors; its digest stays the same."""

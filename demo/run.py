@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from mmkd.base.config import read_mapping
 from mmkd.base.errors import UserError
 from mmkd.base.files import disk_errors
 from mmkd.demo.corpus import VAGUE_SHARE, WRONG_SHARE, build_corpus
@@ -50,23 +51,7 @@ RUNS: dict[str, dict[str, Any]] = {
     STUDENT: {"preset": "distil", "loss": {"task": 0.1}, "policy": {"keys": "known"}},
     ALONE: {"preset": "pretrain"},
 }
-SUITE = {
-    "suite": "demo",
-    "store": "eval-features",
-    "settings": {"linear_probe": {"fractions": [1.0]}},
-    "datasets": [
-        {
-            "dataset": "held-out",
-            "label": "class",
-            "domain": "domain",
-            "role": "report",
-            "rows": {"test": {"split": "test"}},
-            "prompts": {"rows": {"split": "prompt"}},
-            "tasks": ["zero_shot"],
-            "notes": "crops of pixels, slices or frames that no training crop has; prompts of other wording",
-        }
-    ],
-}
+SUITE = read_mapping(Path(__file__).with_name("suite.yaml"))
 
 
 def run_demo(folder: Path, say: Say = print) -> ResultTable:

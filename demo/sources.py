@@ -42,9 +42,7 @@ class File:
             raise missing_package(self.package)
         path = Path(spec.submodule_search_locations[0]) / inside
         if not path.is_file():
-            raise UserError(
-                f"package {self.package} holds no {inside}, expected {path}; run: {install_command('demo')}"
-            )
+            raise UserError(f"package {self.package} has no {inside}, expected {path}; run: {install_command('demo')}")
         return path
 
 

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from mmkd.base.errors import CorruptStoreError, UserError, cause
+from mmkd.base.errors import CorruptStoreError, UserError, faults_as
 from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors
 from mmkd.distill.config import StudentConfig
 from mmkd.distill.optimizer import WeightAverage
@@ -188,15 +188,12 @@ def find_checkpoint(out: Path, which: str = "best") -> Path:
 
 def read(path: Path, *, tensors: bool = True) -> State:
     """Read a checkpoint, or its record and progress alone. Raises CorruptStoreError if the file is not whole."""
-    try:
+    errors = (SafetensorError, OSError, KeyError, ValueError, TypeError)
+    with faults_as(CorruptStoreError, errors, f"{path} is damaged", "; delete it to go on from the one before"):
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["mmkd"])
             content = {name: file.get_tensor(name) for name in (file.keys() if tensors else ())}
         return State(RunRecord.model_validate(header["record"]), Progress(**header["progress"]), content)
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        raise CorruptStoreError(
-            f"{path} is damaged ({cause(error, 80)}); delete it to go on from the one before"
-        ) from error
 
 
 def load_student(config: StudentConfig, state: State | None) -> nn.Module:
@@ -210,12 +207,9 @@ def load_student(config: StudentConfig, state: State | None) -> nn.Module:
         path = find_checkpoint(config.start_from)
         first = read(path)
         set_preprocessing(student, first.record.preprocess | config.preprocess.model_dump(exclude_none=True))
-        try:
+        fault = f"student.start_from: {path} holds another network than this student"
+        with faults_as(UserError, RuntimeError, fault, "; name its `model`"):
             student.load_state_dict(student_weights(first))
-        except RuntimeError as error:
-            raise UserError(
-                f"student.start_from: {path} holds another network than this student ({cause(error)}); name its `model`"
-            ) from error
     return student
 
 

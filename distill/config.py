@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,8 +16,6 @@ from pydantic import (
     PositiveInt,
     StrictStr,
     create_model,
-    field_validator,
-    model_validator,
 )
 
 from mmkd.base.config import Frozen, read_mapping, validated, without_repeats
@@ -81,13 +80,11 @@ class StudentConfig(Frozen):
     lock: LockConfig = LockConfig()
     preprocess: PreprocessConfig = PreprocessConfig()
 
-    @model_validator(mode="after")
-    def _one_beginning(self) -> StudentConfig:
+    def faults(self) -> Iterator[str]:
         if self.pretrained and self.start_from is not None:
-            raise ValueError("`pretrained` and `start_from` both name weights to begin with; keep one")
+            yield "`pretrained` and `start_from` both name weights to begin with; keep one"
         if self.model.startswith(SCHEMES) and self.pretrained:
-            raise ValueError(f"`model: {self.model}` brings its own weights; leave `pretrained` out")
-        return self
+            yield f"`model: {self.model}` brings its own weights; leave `pretrained` out"
 
 
 class PartRates(Frozen):
@@ -150,15 +147,13 @@ class LossConfig(create_model("TermWeights", __base__=Frozen, **_WEIGHTS)):  # t
     mixed_teachers: bool = False
     """One set of keys in which each row is of the teacher drawn for it, as in the release."""
 
-    @model_validator(mode="after")
-    def _terms_can_be_learned_from(self) -> LossConfig:
+    def faults(self) -> Iterator[str]:
         if not self.task and not self.teacher_terms:
-            raise ValueError("every weight is 0, so nothing would be learned; give one of them a positive value")
+            yield "every weight is 0, so nothing would be learned; give one of them a positive value"
         if ("bank" in self.teacher_terms) != (self.bank_rows.size > 0):
-            raise ValueError("`bank` and `bank_rows.size` go together: give both a positive value, or neither")
+            yield "`bank` and `bank_rows.size` go together: give both a positive value, or neither"
         if self.mixed_teachers and ("bank" in self.teacher_terms or self.balance != "none"):
-            raise ValueError("`mixed_teachers` mixes the spaces of teachers: it goes without `bank` and `balance`")
-        return self
+            yield "`mixed_teachers` mixes the spaces of teachers: it goes without `bank` and `balance`"
 
     @property
     def teacher_terms(self) -> tuple[str, ...]:
@@ -184,17 +179,15 @@ class PolicyConfig(Frozen):
     drop: Share = 0.0
     """Chance to leave out a teacher of a sample, but never the one with the largest loss (UNIC, arXiv 2408.05088)."""
 
-    @model_validator(mode="after")
-    def _weights_are_used(self) -> PolicyConfig:
+    def faults(self) -> Iterator[str]:
         if bool(self.weights) != (self.kind == "weighted"):
-            raise ValueError("`weights` and `kind: weighted` go together")
+            yield "`weights` and `kind: weighted` go together"
         if self.by == "corpus" and self.kind != "best":
-            raise ValueError(f"`by: corpus` goes with `kind: best`, here `kind: {self.kind}`")
+            yield f"`by: corpus` goes with `kind: best`, here `kind: {self.kind}`"
         if self.keys == "known" and self.by != "corpus":
-            raise ValueError(f"`keys: known` goes with `by: corpus`, here `by: {self.by}`")
+            yield f"`keys: known` goes with `by: corpus`, here `by: {self.by}`"
         if min(self.weights.values(), default=0) < 0:
-            raise ValueError("weights must not be negative")
-        return self
+            yield "weights must not be negative"
 
 
 class HeadConfig(Frozen):
@@ -236,12 +229,9 @@ class DataConfig(Frozen):
     """Processes of each rank that read and decode images; 0 to do it between the steps. Empty: the cores that the ranks
     of this machine may use, less one for each rank."""
 
-    @field_validator("crop_scale")
-    @classmethod
-    def _low_before_high(cls, scale: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError(f"is {list(scale)}, expected two shares of the picture, 0 < low <= high <= 1")
-        return scale
+    def faults(self) -> Iterator[str]:
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            yield f"crop_scale: is {list(self.crop_scale)}, expected two shares of the picture, 0 < low <= high <= 1"
 
     @model_validator(mode="after")
     def _views_come_from_the_corpus(self) -> DataConfig:
@@ -303,11 +293,9 @@ class MonitorSet(Frozen):
     limit: int = Field(default=5000, gt=1)
     """Most rows looked at: a random draw of those that match, the same each time, even over the classes of `label`."""
 
-    @model_validator(mode="after")
-    def _label_with_prompts(self) -> MonitorSet:
+    def faults(self) -> Iterator[str]:
         if (self.label is None) != (not self.prompts):
-            raise ValueError("`label` and `prompts` go together: give both for zero-shot, neither for retrieval")
-        return self
+            yield "`label` and `prompts` go together: give both for zero-shot, neither for retrieval"
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -325,17 +313,15 @@ class MonitorConfig(Frozen):
     patience: PositiveInt | None = None
     """Validations without a better one after which the run ends."""
 
-    @model_validator(mode="after")
-    def _sets_and_metric_fit(self) -> MonitorConfig:
+    def faults(self) -> Iterator[str]:
         names = [entry.name for entry in self.sets]
         if len(set(names)) < len(names):
-            raise ValueError(f"sets: two sets have one name among {', '.join(names)}; rename one")
+            yield f"sets: two sets have one name among {', '.join(names)}; rename one"
         metrics = [metric for entry in self.sets for metric in entry.metrics]
         if self.metric and self.metric not in metrics:
-            raise ValueError(f"metric {self.metric!r} does not exist: the sets give {', '.join(metrics) or 'none'}")
+            yield f"metric {self.metric!r} does not exist: the sets give {', '.join(metrics) or 'none'}"
         if self.patience and not metrics:
-            raise ValueError("patience needs monitor.sets: name held-out rows to be judged on")
-        return self
+            yield "patience needs monitor.sets: name held-out rows to be judged on"
 
     @property
     def chosen_metric(self) -> str:

@@ -20,7 +20,7 @@ from torch import nn
 
 from mmkd.base.errors import UserError
 from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors
-from mmkd.base.install import install_command
+from mmkd.base.install import import_extra
 from mmkd.distill.checkpoint import State, find_checkpoint, read, student_weights
 from mmkd.distill.config import StudentConfig
 from mmkd.distill.provenance import TEXT, RunRecord
@@ -223,10 +223,7 @@ def write_graphs(
 def check_packages(kinds: Sequence[GraphFormat]) -> None:
     """Raise UserError if a package that ONNX needs is missing, before anything is written."""
     for package in ("onnx", "onnxscript", "onnxruntime") if "onnx" in kinds else ():
-        try:
-            importlib.import_module(package)
-        except ModuleNotFoundError as error:
-            raise UserError(f"ONNX graphs need the package {package}; {install_command('onnx')}") from error
+        import_extra(package, "onnx", "an ONNX graph")
 
 
 def _write_onnx(tower: nn.Module, inputs: torch.Tensor, path: Path) -> Encode:

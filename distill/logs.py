@@ -13,9 +13,9 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from mmkd.base.errors import UserError, cause
+from mmkd.base.errors import UserError, faults_as
 from mmkd.base.files import write_atomically
-from mmkd.base.install import install_command
+from mmkd.base.install import import_extra
 from mmkd.distill.prepare import Run
 
 _SECONDS_A_LINE = 60.0
@@ -101,17 +101,14 @@ def open_boards(run: Run) -> Iterator[Board]:
 
 
 def _start_wandb(run: Run) -> Any:
-    try:
-        import wandb  # noqa: PLC0415 - an extra
-    except ModuleNotFoundError as error:
-        step = f"{install_command('wandb')}, or drop the key"
-        raise UserError(f"logging.wandb needs the package wandb; {step}") from error
+    wandb = import_extra("wandb", "wandb", "logging.wandb", ", or drop the key")
     # One random id per run folder: a resumed run continues its own curve, also after the folder was moved.
     out = run.config.out
     note = out / "wandb-id"
     if not note.is_file():
         write_atomically(note, secrets.token_hex(4).encode())
-    try:
+    advice = "; run `wandb login`, set WANDB_MODE=offline, or drop the key"
+    with faults_as(UserError, wandb.Error, "logging.wandb failed", advice):
         return wandb.init(
             project=run.config.logging.wandb,
             name=out.name,
@@ -121,10 +118,6 @@ def _start_wandb(run: Run) -> Any:
             config=run.record.model_dump(mode="json"),
             settings=wandb.Settings(x_disable_meta=True),  # which has paths of this machine
         )
-    except wandb.Error as error:
-        raise UserError(
-            f"logging.wandb: {cause(error)}; run `wandb login`, set WANDB_MODE=offline, or drop the key"
-        ) from error
 
 
 class Clock:

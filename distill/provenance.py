@@ -14,7 +14,7 @@ import open_clip
 import torch
 
 from mmkd.base.config import Frozen
-from mmkd.base.errors import ConfigError
+from mmkd.base.errors import ConfigError, faults_as
 from mmkd.distill.config import RunConfig
 from mmkd.distill.student import HF_NAMES, model_config
 from mmkd.store import FeatureStore
@@ -194,14 +194,12 @@ def store_digest(store: FeatureStore, slugs: tuple[str, ...]) -> str:
 def content_digest(path: Path, suffixes: tuple[str, ...] = _WEIGHTS) -> str:
     """Return the SHA-256 in hex of a file, or of a folder's files of these suffixes. Raises ConfigError if
     unreadable."""
-    try:
+    with faults_as(ConfigError, OSError, f"cannot read {path}", "; correct the path in the YAML"):
         if path.is_dir():
             files = [file for file in sorted(path.iterdir()) if file.suffix in suffixes]
             return hashlib.sha256("\n".join(map(content_digest, files)).encode()).hexdigest()
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror or error}; correct the path in the YAML") from error
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, str]:

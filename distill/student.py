@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -24,7 +24,7 @@ from torch import nn
 from torchvision.transforms import Compose, Normalize, PILToTensor, ToTensor
 from transformers import AutoConfig, AutoModel
 
-from mmkd.base.errors import ConfigError, cause
+from mmkd.base.errors import ConfigError, faults_as
 from mmkd.distill.captions import Tokenize
 from mmkd.distill.config import StudentConfig, TowerWeights
 from mmkd.distill.presets import SCHEMES
@@ -38,13 +38,7 @@ _ERRORS = (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeE
 _ERRORS += (UnpicklingError, SafetensorError)
 
 
-@contextmanager
-def _one_line(fault: str, advice: str = "") -> Iterator[None]:
-    """Turn an error of these libraries into a ConfigError of one line."""
-    try:
-        yield
-    except _ERRORS as error:
-        raise ConfigError(f"{fault} ({cause(error)}){advice}") from error
+_one_line = partial(faults_as, ConfigError, _ERRORS)
 
 
 def model_config(model: str) -> dict[str, Any]:

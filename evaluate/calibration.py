@@ -2,11 +2,11 @@
 weights are those of `mmkd.evaluate.metrics`; `score` holds probabilities."""
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
-from mmkd.evaluate.metrics import Floats, Labels, ratio, weighted_mean
+from mmkd.base.arrays import Bools, Floats, Ints
+from mmkd.evaluate.metrics import Labels, ratio, weighted_mean
 
 SMALLEST = np.finfo(np.float64).tiny
 """Stands for a probability of zero, whose logarithm does not exist."""
@@ -14,7 +14,7 @@ REACH = 8.0
 """The logarithm of a temperature is sought within this distance of zero: 0.0003 to 3000."""
 
 
-def events(y: Labels, score: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+def events(y: Labels, score: Floats) -> tuple[Floats, Bools]:
     """Return the probability to be calibrated, float64 (n,), and whether its event happened, bool (n,): of two classes
     the second, of more the class with the highest score."""
     if score.shape[1] == 2:
@@ -23,19 +23,18 @@ def events(y: Labels, score: Floats) -> tuple[Floats, NDArray[np.bool_]]:
 
 
 def lower_edges(probability: Floats, bins: int, equal_mass: bool) -> Floats:
-    """Return the lower edges of bins, float64 (at most bins,): of equal width, or at quantiles, where equal values
-    share a bin."""
+    """Return lower edges of bins, float64 (at most bins,): of equal width, or at quantiles (equal values share one)."""
     edges = np.linspace(0, 1, bins + 1)[:-1]
     return np.unique(np.quantile(probability, edges)) if equal_mass and len(probability) else edges
 
 
-def bin_of(probability: Floats, edges: Floats) -> NDArray[np.int64]:
+def bin_of(probability: Floats, edges: Floats) -> Ints:
     """Return the bin of every probability, int64 (n,); a bin holds its lower edge."""
     return np.clip(np.searchsorted(edges, probability, side="right") - 1, 0, None).astype(np.int64)
 
 
 def calibration_error(
-    probability: Floats, happened: NDArray[np.bool_], weights: Floats, bins: int, *, equal_mass: bool = False
+    probability: Floats, happened: Bools, weights: Floats, bins: int, *, equal_mass: bool = False
 ) -> Floats:
     """Return the expected calibration error (Naeini, Cooper and Hauskrecht 2015; Guo et al. 2017, equation 3): the mean
     distance of mean probability and share of events over bins, weighted by their samples. Bins are those of the samples
@@ -68,8 +67,7 @@ def brier_parts(y: Labels, score: Floats, weights: Floats, bins: int) -> tuple[F
 
 
 def scaled(score: Floats, temperature: float) -> Floats:
-    """Return probabilities, float64 (n, C), whose logits are divided by a temperature (Guo et al. 2017, section
-    4.2)."""
+    """Return probabilities, float64 (n, C), of logits divided by a temperature (Guo et al. 2017, section 4.2)."""
     return np.asarray(softmax(np.log(np.maximum(score, SMALLEST)) / temperature, axis=1))
 
 
@@ -91,7 +89,7 @@ def _outcomes(y: Labels, score: Floats) -> list[tuple[Floats, Floats]]:
     return [(score[:, c], (y == c).astype(np.float64)) for c in classes]
 
 
-def _by_bin(values: Floats, place: NDArray[np.int64], bins: int) -> Floats:
+def _by_bin(values: Floats, place: Ints, bins: int) -> Floats:
     """One column for each bin, float64 (n, bins), which holds the values of its samples and zeros."""
     columns = np.zeros((len(values), bins))
     columns[np.arange(len(values)), place] = values

@@ -162,8 +162,7 @@ def _blank_cells(data: DatasetRows) -> list[str]:
 
 
 def _folded(text: str) -> str:
-    """`text` without what people write in several ways: case, encoding of accents, invisible characters, separators,
-    zeros at the beginning of a number."""
+    """`text` without case, encoding of accents, invisible characters, separators, and zeros before a number."""
     letters = unicodedata.normalize("NFKC", text).casefold()
     visible = "".join(letter for letter in letters if unicodedata.category(letter) != "Cf")
     return cell_text(re.sub(r"(?<![\d.])0+(?=\d)", "", re.sub(r"[\s_-]+", " ", visible).strip())) or ""

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from scipy.stats import CensoredData, ecdf, logrank
 
+from mmkd.base.arrays import Bools, Floats
 from mmkd.base.errors import ConfigError
 from mmkd.evaluate.calibration import bin_of, calibration_error, events
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.drawing import BLUE, GRAY, VERMILLION, line_style
 from mmkd.evaluate.folder import Question, ResultFolder
 from mmkd.evaluate.measured import calibrated, positive_score, probabilities
-from mmkd.evaluate.metrics import Floats, ratio
+from mmkd.evaluate.metrics import ratio
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.statistics import TOLERANCE, p_text
 from mmkd.evaluate.tasks import TASKS
@@ -154,7 +154,7 @@ def _label(axes: Axes, title: str, x: str, y: str, legend: dict[str, Any] | None
     axes.legend(fontsize=8, **(legend or {}))
 
 
-def high_risk(found: Predictions) -> NDArray[np.bool_]:
+def high_risk(found: Predictions) -> Bools:
     """Patients above the median risk of their fold, bool (n,); risks of two folds are not on one scale."""
     risk = found.column("risk")
     high = np.zeros(len(found), dtype=bool)
@@ -163,7 +163,7 @@ def high_risk(found: Predictions) -> NDArray[np.bool_]:
     return high
 
 
-def band(group: CensoredData) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def band(group: CensoredData) -> tuple[Floats, Floats]:
     """Return pointwise 95 % limits of a curve at each of its times, by Greenwood's variance on the log-log scale.
     Kalbfleisch and Prentice 2002, section 1.4. NaN where the curve is at one or at zero: there they do not exist."""
     with warnings.catch_warnings():

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from mmkd.base.arrays import Bools, Ints, Objects
 from mmkd.base.errors import UserError, collect
 from mmkd.base.text import cell_text
 from mmkd.evaluate.dataset_spec import OTHERS, DatasetSpec, RowFilter
@@ -30,8 +30,7 @@ def value_name(value: object) -> str:
 
 
 def value_counts(values: Iterable[object], most: int = 8) -> str:
-    """Return values (or a counter of them) with their counts, the most frequent first: `'dead' 8, blank 3, and 2
-    more`."""
+    """Return values (or a counter of them) with their counts, most frequent first: `'dead' 8, blank 3, and 2 more`."""
     counts = Counter(values).most_common()
     shown = [f"{value_name(value)} {count}" for value, count in counts[:most]]
     return ", ".join(shown + ([f"and {len(counts) - most} more"] if len(counts) > most else []))
@@ -48,21 +47,21 @@ class Samples:
         return int(self.table.num_rows)
 
     @cached_property
-    def rows(self) -> NDArray[np.int64]:
+    def rows(self) -> Ints:
         """Grid rows of the store, int64 (n,), ascending."""
         return np.asarray(self.table["row"].to_numpy(), dtype=np.int64)
 
     @cached_property
-    def ids(self) -> NDArray[np.object_]:
+    def ids(self) -> Objects:
         """Sample keys, str (n,)."""
         return self.column("key")
 
-    def column(self, name: str) -> NDArray[np.object_]:
+    def column(self, name: str) -> Objects:
         """Return one column (n,): str, or None where the table has null."""
         values = self.table[name].to_pylist()
         return np.array([value if value is None else str(value) for value in values], dtype=object)
 
-    def filled(self, name: str, other: NDArray[np.object_] | str) -> NDArray[np.object_]:
+    def filled(self, name: str, other: Objects | str) -> Objects:
         """Return one column, str (n,), with `other` in place of nulls."""
         values = self.column(name)
         return np.where(values == None, other, values)  # noqa: E711 - element by element
@@ -74,12 +73,12 @@ class Samples:
             found.setdefault(str(value), []).append(i)
         return found
 
-    def units(self, name: str | None) -> NDArray[np.object_]:
+    def units(self, name: str | None) -> Objects:
         """One name for all rows with the same value of a column, str (n,). A row without one, or every row without a
         column, is a unit of its own; a blank before its key keeps it apart from values."""
         return self.ids if name is None else self.filled(name, " " + self.ids)
 
-    def two_way(self, yes: RowFilter, no: RowFilter | None, option: str) -> NDArray[np.bool_]:
+    def two_way(self, yes: RowFilter, no: RowFilter | None, option: str) -> Bools:
         """Rows whose columns all have one of the values of `yes`, bool (n,). Other values must be among those of `no`,
         `*` for all but null; without `no` a column may have one other value, and no null. Raises UserError for
         values on neither side, with their counts. `option`: name of `no` in the description."""
@@ -105,8 +104,7 @@ class Samples:
 class DatasetRows:
     """A data set with its splits found in the store. texts: by name rows that the description asks for beside them:
     `prompt`, `negative prompt` (of the absence of classes), and those of its sections. classes: names by class index;
-    empty without a label column. values: of every column that a filter reads, all values in the store with their
-    counts."""
+    empty without a label column. values: by column that a filter reads, counts of all values in the store."""
 
     spec: DatasetSpec
     store: FeatureStore
@@ -137,11 +135,11 @@ class DatasetRows:
         values = self.spec.classes or {name: (name,) for name in self.classes}
         return {value or None: i for i, name in enumerate(self.classes) for value in values[name]}
 
-    def labels(self, samples: Samples) -> NDArray[np.int64]:
+    def labels(self, samples: Samples) -> Ints:
         """Class index of every row, int64 (n,). Raises UserError for a label that is not among the classes."""
         return self._class_index(samples, self.label_column, self.class_of)
 
-    def prompt_labels(self, negative: bool = False) -> NDArray[np.int64]:
+    def prompt_labels(self, negative: bool = False) -> Ints:
         """Class index of every (negative) prompt, int64 (m,). Raises UserError if a class has no prompt, or a prompt no
         class."""
         assert self.spec.prompts is not None
@@ -176,11 +174,11 @@ class DatasetRows:
         assert self.spec.label is not None, "a suite with a classifying task has a label column"
         return self.spec.label
 
-    def groups(self, samples: Samples) -> NDArray[np.object_]:
+    def groups(self, samples: Samples) -> Objects:
         """Groups of rows that depend on each other, str (n,): `Samples.units` of the group column."""
         return samples.units(self.spec.group)
 
-    def domains(self, samples: Samples) -> NDArray[np.object_]:
+    def domains(self, samples: Samples) -> Objects:
         """Value of the domain column, str (n,), or the data set's name."""
         if self.spec.domain is None:
             return np.full(len(samples), self.spec.dataset, dtype=object)
@@ -192,7 +190,7 @@ class DatasetRows:
         return {**self.splits, **self.texts}
 
     @property
-    def rows_used(self) -> NDArray[np.int64]:
+    def rows_used(self) -> Ints:
         """Grid rows of all splits, prompts and texts, int64, ascending: a unit depends on their features."""
         return np.unique(np.concatenate([samples.rows for samples in self.parts.values()]))
 
@@ -206,7 +204,7 @@ class DatasetRows:
                 sha.update(repr(values).encode())
         return sha.hexdigest()[:16]
 
-    def _class_index(self, samples: Samples, column: str, index: Mapping[Any, int]) -> NDArray[np.int64]:
+    def _class_index(self, samples: Samples, column: str, index: Mapping[Any, int]) -> Ints:
         values = samples.column(column)
         if alien := [value for value in values if value not in index]:
             first = samples.ids[list(values).index(alien[0])]

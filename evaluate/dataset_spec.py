@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from mmkd.base.config import Frozen, without_repeats
 from mmkd.base.errors import UserError
@@ -60,22 +60,22 @@ def folder_name(name: str) -> str:
         raise ValueError(f"{name!r} must be up to 64 lower-case letters, digits, '-', '_' or '.'") from None
 
 
+FolderName = Annotated[str, AfterValidator(folder_name)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
 Classes = Annotated[dict[str, Texts], BeforeValidator(_classes)]
 RowFilter = Annotated[dict[str, Texts], BeforeValidator(_columns)]
 """Column to accepted value(s), `""` for null; a row must pass all columns. `{}` takes every row."""
 
 
-def check_sides(yes: RowFilter, no: RowFilter | None, one: str, other: str) -> None:
-    """Raise ValueError if a value is on both sides of a two-way column, the sides' columns differ, or the first side
-    names no value."""
+def side_faults(yes: RowFilter, no: RowFilter | None, one: str, other: str) -> Iterator[str]:
+    """Yield values on both sides of a two-way column, columns of one side alone, and a first side without a value."""
     if not yes or not all(yes.values()):
-        raise ValueError(f"`{one}` names no value; write `{one}: {{COLUMN: [VALUE, ...]}}`")
+        yield f"`{one}` names no value; write `{one}: {{COLUMN: [VALUE, ...]}}`"
     for column, values in (no or {}).items():
         if column not in yes:
-            raise ValueError(f"`{other}` has the column {column!r}, `{one}` has {', '.join(yes)}")
-        if both := set(values) & set(yes[column]):
-            raise ValueError(f"{column}: {min(both)!r} is both {one} and {other}")
+            yield f"`{other}` has the column {column!r}, `{one}` has {', '.join(yes)}"
+        elif both := set(values) & set(yes[column]):
+            yield f"{column}: {min(both)!r} is both {one} and {other}"
 
 
 class Download(Frozen):
@@ -113,11 +113,9 @@ class About(Frozen):
     """URL of the files, of code that reads them, or of their documentation."""
     fetch: Fetch = Fetch()
 
-    @model_validator(mode="after")
-    def _confirmed_by_something(self) -> About:
+    def faults(self) -> Iterator[str]:
         if self.layout == "confirmed" and not self.evidence:
-            raise ValueError("layout is 'confirmed' without `evidence`; give the URL that it was compared with")
-        return self
+            yield "layout is 'confirmed' without `evidence`; give the URL that it was compared with"
 
 
 class SplitFilters(Frozen):
@@ -153,8 +151,7 @@ class SeveralLabels(Frozen):
     positive: Texts = ("1", "true", "True")
     negative: Texts = ("0", "false", "False")
     unknown: Texts = ("-1", "")
-    """Values of a class' own column that mean presence, absence, or that the sample does not count for the class. A
-    value in none of the lists is an error."""
+    """Values of a class' own column: presence, absence, or that the sample does not count. Any other is an error."""
 
     @property
     def meanings(self) -> dict[str | None, int]:
@@ -162,12 +159,10 @@ class SeveralLabels(Frozen):
         lists = ((-1, self.unknown), (0, self.negative), (1, self.positive))
         return {value or None: meaning for meaning, values in lists for value in values}
 
-    @model_validator(mode="after")
-    def _every_value_has_one_meaning(self) -> SeveralLabels:
+    def faults(self) -> Iterator[str]:
         unknown = set(self.unknown) - {"-1", ""}  # these two are unknown unless another list has them
         if twice := (set(self.positive) & set(self.negative)) | (unknown & {*self.positive, *self.negative}):
-            raise ValueError(f"value {min(twice)!r} stands in two of the lists positive, negative and unknown")
-        return self
+            yield f"value {min(twice)!r} stands in two of the lists positive, negative and unknown"
 
 
 class Section(Frozen):
@@ -196,7 +191,7 @@ class DatasetSpec(Frozen):
     sections: ClassVar[dict[str, type[Section]]] = {}
     """Name to model of the sections of all tasks."""
 
-    dataset: Annotated[str, AfterValidator(folder_name)]
+    dataset: FolderName
     version: int = 1
     about: About = About()
     described_in: str = ""
@@ -274,18 +269,11 @@ class DatasetSpec(Frozen):
                     filled[name] = values | raw[name]
         return filled
 
-    @field_validator("classes")
-    @classmethod
-    def _values_mean_one_class(cls, classes: dict[str, tuple[str, ...]] | None) -> dict[str, tuple[str, ...]] | None:
-        counts = Counter(value for values in (classes or {}).values() for value in values)
+    def faults(self) -> Iterator[str]:
+        counts = Counter(value for values in (self.classes or {}).values() for value in values)
         if twice := [value for value, count in counts.items() if count > 1]:
-            raise ValueError(f"value {twice[0]!r} means two classes")
-        if classes is not None and not all(classes.values()):
-            raise ValueError("a class has no value")
-        return classes
-
-    @model_validator(mode="after")
-    def _labels_are_of_one_kind(self) -> DatasetSpec:
+            yield f"classes: value {twice[0]!r} means two classes"
+        if self.classes is not None and not all(self.classes.values()):
+            yield "classes: a class has no value"
         if self.multilabel is not None and self.label is not None:
-            raise ValueError(f"{self.dataset}: `label` is for one label a sample, `multilabel` for several; keep one")
-        return self
+            yield f"{self.dataset}: `label` is for one label a sample, `multilabel` for several; keep one"

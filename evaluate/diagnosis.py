@@ -6,28 +6,19 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 from scipy.special import softmax
 
+from mmkd.base.arrays import Floats, Ints
 from mmkd.base.errors import UserError
 from mmkd.evaluate.dataset import SPLIT, SPLITS, DatasetRows
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import BagFeatures, Features, make_bags
 from mmkd.evaluate.heads.settings import MilSettings, Trained, budget_warnings
 from mmkd.evaluate.linear_probe import Labeled, LinearProbeSettings, choose_c, class_probabilities, fit, fit_warnings
-from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.scoring import STANDARD, Metric, Scoring
-from mmkd.evaluate.splits import (
-    Round,
-    answers,
-    folded_resamples,
-    folds_of,
-    mean_over_folds,
-    rounds,
-    shared_groups,
-)
+from mmkd.evaluate.splits import Round, answers, folded_resamples, folds_of, mean_over_folds, rounds, shared_groups
 from mmkd.evaluate.task import Task, TaskSettings, Variant, answers_of_bags, without_features
 
 
@@ -131,7 +122,7 @@ class _Slides:
             if both := shared_groups(self.group[self.split == name], self.group[self.split == "test"]):
                 raise UserError(f"{data.spec.dataset}: {both[0]!r} stands both in {name} and in test")
 
-    def folds(self, settings: DiagnosisSettings, seed: int) -> NDArray[np.int64]:
+    def folds(self, settings: DiagnosisSettings, seed: int) -> Ints:
         """Round that tests each bag, int64 (n,); -1 for training bags of the suite's own splits."""
         if self.data.spec.rows.train is not None:
             return np.where(self.split == "test", 0, -1).astype(np.int64)

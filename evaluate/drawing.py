@@ -1,5 +1,4 @@
-"""Drawing of figures: colors that are safe for color-blind readers, names that fit, and files of equal bytes for equal
-numbers."""
+"""Drawing of figures: colors safe for color-blind readers, names that fit, and equal files for equal numbers."""
 
 import io
 import itertools
@@ -36,8 +35,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def rendered(figure: Figure, kind: str) -> bytes:
-    """Return the bytes of a figure in one of `FORMATS`; one warning where the font lacks letters, which an SVG does
-    not need."""
+    """Return the bytes of a figure in one of `FORMATS`; one warning where the font lacks letters (not of an SVG)."""
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
     buffer = io.BytesIO()
     look: dict[Any, Any] = {"svg.hashsalt": "mmkd", "svg.fonttype": "none", "savefig.dpi": 150}

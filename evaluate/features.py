@@ -9,10 +9,9 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from mmkd.base.arrays import Bools, Floats, Ints, Objects, Singles
 from mmkd.evaluate.dataset import DatasetRows, Samples
-from mmkd.evaluate.metrics import Floats
 from mmkd.store import FeatureStore, UserError
 from mmkd.store.layout import SOUND_BIT, Tower
 
@@ -26,8 +25,8 @@ class Block:
     """Features of n rows. values: float32 (n, D), of unit length or as stored; NaN where not available, so that misuse
     shows. available: bool (n,)."""
 
-    values: NDArray[np.float32]
-    available: NDArray[np.bool_]
+    values: Singles
+    available: Bools
 
 
 class Features:
@@ -42,18 +41,18 @@ class Features:
         for slug in self.members:
             store.card(slug)
 
-    def images(self, rows: NDArray[np.int64]) -> Block:
+    def images(self, rows: Ints) -> Block:
         """Image features of these grid rows, of unit length, members joined."""
         return self.read("image", rows, normalized=True)
 
-    def texts(self, rows: NDArray[np.int64]) -> Block:
+    def texts(self, rows: Ints) -> Block:
         """Caption features of these grid rows, of unit length, members joined."""
         return self.read("text", rows, normalized=True)
 
     def each_member(self) -> tuple[Features, ...]:
         return tuple(Features(self.store, slug, beside=self.beside) for slug in self.members)
 
-    def digest(self, rows: NDArray[np.int64]) -> str:
+    def digest(self, rows: Ints) -> str:
         """16 hex digits of the teacher digests and checksums that the ledger has of the shards of these rows."""
         shards = np.unique(rows // self.store.record.rows_per_shard).tolist()
         sha = hashlib.sha256()
@@ -66,7 +65,7 @@ class Features:
                 sha.update(f"{slug} {shard} {found}\n".encode())
         return sha.hexdigest()[:16]
 
-    def read(self, tower: Tower, rows: NDArray[np.int64], normalized: bool) -> Block:
+    def read(self, tower: Tower, rows: Ints, normalized: bool) -> Block:
         """Features of one tower. Raises UserError for a row or a tower that the store does not have."""
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self.store)):
             raise UserError(
@@ -81,12 +80,12 @@ class Features:
         values[~available] = np.nan
         return Block(values, available)
 
-    def sound(self, tower: Tower, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def sound(self, tower: Tower, rows: Ints) -> Bools:
         """Whether all members have features of these grid rows, bool (n,), by the store's own marks."""
         marks = [(self.store.valid(one)[rows] & SOUND_BIT[tower]) != 0 for one in self.members]
         return np.asarray(np.logical_and.reduce(marks))
 
-    def _of_member(self, slug: str, tower: Tower, rows: NDArray[np.int64], normalized: bool) -> Block:
+    def _of_member(self, slug: str, tower: Tower, rows: Ints, normalized: bool) -> Block:
         values = np.asarray(self.store.features(slug, tower)[rows], dtype=np.float32)
         norms = np.sqrt(np.square(values, dtype=np.float32).sum(axis=1, dtype=np.float64))
         sound = (self.store.valid(slug)[rows] & SOUND_BIT[tower]) != 0
@@ -102,28 +101,28 @@ class Bags:
     the bag's value. samples: the rows. members: for every bag the positions of its rows in `samples`."""
 
     data: DatasetRows
-    ids: NDArray[np.object_]
+    ids: Objects
     samples: Samples
-    members: Sequence[NDArray[np.int64]]
+    members: Sequence[Ints]
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def column(self, name: str) -> NDArray[np.object_]:
+    def column(self, name: str) -> Objects:
         """A column of the sample table, str or None (n,). Raises UserError as `agreed`."""
         return self.agreed(self.samples.column(name), name)
 
     @property
-    def groups(self) -> NDArray[np.object_]:
+    def groups(self) -> Objects:
         """Groups of bags that depend on each other (patients), str (n,). Raises UserError as `agreed`."""
         return self.agreed(self.data.groups(self.samples), self.data.spec.group or "key")
 
     @property
-    def domains(self) -> NDArray[np.object_]:
+    def domains(self) -> Objects:
         """Domain of every bag, str (n,). Raises UserError as `agreed`."""
         return self.agreed(self.data.domains(self.samples), self.data.spec.domain or "data set")
 
-    def agreed(self, values: NDArray[np.object_], what: str) -> NDArray[np.object_]:
+    def agreed(self, values: Objects, what: str) -> Objects:
         """Return the value that all rows of a bag have, of one for each row. Raises UserError if they differ."""
         found = np.empty(len(self), dtype=object)
         for i, member in enumerate(self.members):
@@ -144,7 +143,7 @@ class BagFeatures:
     tower: Tower
     normalized: bool
 
-    def patches(self, bag: int, positions: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+    def patches(self, bag: int, positions: Ints | None = None) -> Singles:
         """Return available features of a bag, float32 (p, D), p may be 0, or only of these of its rows, int64."""
         member = self.bags.members[bag]
         wanted = member if positions is None else member[positions]
@@ -158,10 +157,10 @@ class BagFeatures:
         rows = self.bags.samples.rows
         return None if len(rows) * self._read(rows[:1]).values.nbytes > IN_MEMORY_BYTES else self._read(rows)
 
-    def _read(self, rows: NDArray[np.int64]) -> Block:
+    def _read(self, rows: Ints) -> Block:
         return self.features.read(self.tower, rows, self.normalized)
 
-    def means(self) -> tuple[Floats, NDArray[np.bool_]]:
+    def means(self) -> tuple[Floats, Bools]:
         """Mean feature of every bag, float64 (n, D), NaN where it has none; and which have one, bool (n,)."""
         means = []
         for bag in range(len(self.bags)):

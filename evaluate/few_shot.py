@@ -5,14 +5,14 @@ from functools import partial
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
+from mmkd.base.arrays import Bools, Floats, Ints, Singles
 from mmkd.base.errors import UserError
 from mmkd.evaluate.dataset import DatasetRows
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Block, Features
-from mmkd.evaluate.metrics import Floats, mean_of_defined, weighted_mean
+from mmkd.evaluate.metrics import mean_of_defined, weighted_mean
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.retrieval import TIE
 from mmkd.evaluate.scoring import Metric, Scoring, class_contrasts
@@ -21,7 +21,7 @@ from mmkd.evaluate.task import Task, TaskSettings, Variant, answers_of_test, wit
 
 ELEMENTS = 1 << 22
 """Cosines held at a time: 16 MiB of float32."""
-Vote = Callable[[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]], NDArray[np.float32]]
+Vote = Callable[[Singles, Singles, Bools], Singles]
 """Cosines (C, shots, n), samples (C, shots, D) and which have features (C, shots) to scores (C, n)."""
 
 
@@ -60,8 +60,7 @@ class FewShot(Task[FewShotSettings]):
         return tuple(Variant(head=head) for head in self.own(spec).heads)
 
     def standard_scoring(self, spec: DatasetSpec) -> Scoring:
-        """Mean over draws of the accuracy and of the balanced accuracy, both means over samples, at each number of
-        shots."""
+        """Mean over draws of accuracy and balanced accuracy, both means over samples, at each number of shots."""
         own = self.own(spec)
         metrics = {f"bacc@{k}": Metric(partial(_recall, shots=k)) for k in own.shots}
         metrics |= {f"acc@{k}": Metric(partial(_accuracy, shots=k)) for k in own.shots}
@@ -91,7 +90,7 @@ class FewShot(Task[FewShotSettings]):
         return answers_of_test(data, score, test.available, columns, info=info, labeled=True)
 
 
-def draw_shots(labels: NDArray[np.int64], shots: int, draws: int, seed: int) -> NDArray[np.int64]:
+def draw_shots(labels: Ints, shots: int, draws: int, seed: int) -> Ints:
     """Return positions of samples, int64 (draws, C, shots), without replacement within a draw. They depend on the
     labels and the seed alone, and so are the same for all models."""
     rng = np.random.default_rng([seed, shots])
@@ -99,9 +98,7 @@ def draw_shots(labels: NDArray[np.int64], shots: int, draws: int, seed: int) -> 
     return np.stack([np.stack([rng.permutation(members)[:shots] for members in classes]) for _ in range(draws)])
 
 
-def shares_right(
-    train: Block, draws: NDArray[np.int64], test: NDArray[np.float32], y: NDArray[np.int64], vote: Vote
-) -> tuple[Floats, float]:
+def shares_right(train: Block, draws: Ints, test: Singles, y: Ints, vote: Vote) -> tuple[Floats, float]:
     """Return the share of draws in which each test sample is classified rightly, float64 (n,), and the standard
     deviation of the accuracy over draws. A class that scores as high as the right one (within `TIE`) makes it wrong."""
     known = np.where(train.available[:, None], train.values, 0).astype(np.float32)
@@ -120,9 +117,7 @@ def shares_right(
     return share / len(draws), float((hits / max(1, len(y))).std(ddof=1)) if len(draws) > 1 else 0.0
 
 
-def nearest_means(
-    cosines: NDArray[np.float32], support: NDArray[np.float32], there: NDArray[np.bool_]
-) -> NDArray[np.float32]:
+def nearest_means(cosines: Singles, support: Singles, there: Bools) -> Singles:
     """Return cosines of test samples to the class means, float32 (C, n), from `cosines` to their samples, float32 (C,
     shots, n). `support`: float32 (C, shots, D), zeros where not `there`, bool (C, shots)."""
     length = np.linalg.norm(support.sum(axis=1), axis=1)
@@ -130,15 +125,13 @@ def nearest_means(
     return np.where(length[:, None] > 0, means, -np.inf)
 
 
-def nearest_neighbors(
-    cosines: NDArray[np.float32], support: NDArray[np.float32], there: NDArray[np.bool_], *, k: int
-) -> NDArray[np.float32]:
+def nearest_neighbors(cosines: Singles, support: Singles, there: Bools, *, k: int) -> Singles:
     """Return the votes of the k nearest samples (and of those as near as the last) for each class, float32 (C, n); of
     classes with equal votes the one with the nearest sample is ahead. Arguments as in `nearest_means`."""
     known = np.where(there[:, :, None], cosines, -2)
     flat = known.reshape(-1, known.shape[2])
     last = np.partition(flat, len(flat) - k, axis=0)[len(flat) - k]
-    votes: NDArray[np.float32] = ((known >= last - TIE).sum(axis=1) + known.max(axis=1) / 4).astype(np.float32)
+    votes: Singles = ((known >= last - TIE).sum(axis=1) + known.max(axis=1) / 4).astype(np.float32)
     return votes
 
 

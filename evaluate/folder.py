@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mmkd.base.arrays import Bools, Objects
 from mmkd.base.errors import ConfigError, UserError
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
@@ -138,7 +138,7 @@ class ResultFolder:
         return self._scored[key]
 
     def scored(
-        self, question: Question, spec: DatasetSpec, found: Predictions, parts: Mapping[str, NDArray[np.bool_]]
+        self, question: Question, spec: DatasetSpec, found: Predictions, parts: Mapping[str, Bools]
     ) -> dict[str, Replicates]:
         """Return the metric of a question on parts of the rows, bool (n,) each."""
         (_, metric, _), scoring = self.asked(question), TASKS[question.task].scoring(spec)
@@ -161,7 +161,7 @@ class ResultFolder:
         return found
 
     @staticmethod
-    def column_names(question: Question, spec: DatasetSpec, found: Predictions) -> NDArray[np.object_]:
+    def column_names(question: Question, spec: DatasetSpec, found: Predictions) -> Objects:
         """Column that every row of a data set belongs to, str (n,)."""
         if question.by == "domain":
             return found.domain

@@ -20,12 +20,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmkd.base.errors import CorruptStoreError, TeacherMismatchError
+from mmkd.base.arrays import Bools, Ints, Objects, Singles
+from mmkd.base.errors import CorruptStoreError, TeacherMismatchError, faults_as
 from mmkd.base.files import regular_target, write_atomically
 from mmkd.base.images.decoding import decode
 from mmkd.base.images.source import ImageError
 from mmkd.base.images.uri import image_source
-from mmkd.base.install import install_command
+from mmkd.base.install import import_extra
 from mmkd.base.process import usable_cores
 from mmkd.base.text import one_line
 from mmkd.evaluate.dataset import load_dataset
@@ -157,11 +158,11 @@ class _Side:
     dataset: str
     place: str
     features: Features
-    rows: NDArray[np.int64]
-    key: NDArray[np.object_]
-    sha: NDArray[np.object_]
-    group: NDArray[np.object_]
-    hashes: tuple[NDArray[np.uint64], NDArray[np.bool_]] | None
+    rows: Ints
+    key: Objects
+    sha: Objects
+    group: Objects
+    hashes: tuple[NDArray[np.uint64], Bools] | None
 
     def blocks(self, kind: Literal["hash", "features"]) -> Blocks:
         if kind == "features":
@@ -191,9 +192,7 @@ def find_leakage(
     stores = {path: FeatureStore.open(path) for path in dict.fromkeys(spec.store for spec in suite.datasets)}
     slug = _common_encoder(suite, [*stores.values(), *([training] if training is not None else [])], model)
 
-    def side(
-        store: FeatureStore, dataset: str, place: str, table: pa.Table, group: NDArray[np.object_] | None = None
-    ) -> _Side:
+    def side(store: FeatureStore, dataset: str, place: str, table: pa.Table, group: Objects | None = None) -> _Side:
         there = table["image_sha256"].is_valid().to_numpy()
         key, sha = (np.array(table[name].to_pylist(), dtype=object)[there] for name in ("key", "image_sha256"))
         rows = table["row"].to_numpy().astype(np.int64)[there]
@@ -289,21 +288,15 @@ class ImageHashes:
     def __init__(self, file: Path, say: Callable[[str], None]) -> None:
         """Open or begin a file; `say` is told before many images are read. Raises UserError if the package imagehash is
         not installed; CorruptStoreError if the file is something else."""
-        try:
-            import imagehash  # noqa: F401, PLC0415 - an extra
-        except ImportError:
-            raise UserError(f"perceptual hashes need imagehash; run: {install_command('leakage')}") from None
+        import_extra("imagehash", "leakage", "a perceptual hash")
         self._file, self._say = file, say
         self._known = HASHES.empty_table()
         if regular_target(file).exists():  # reading a pipe would block
-            try:
+            fault, advice = f"{file} is no file of image hashes", "; name another, or delete it"
+            with faults_as(CorruptStoreError, (OSError, KeyError, pa.ArrowInvalid), fault, advice):
                 self._known = pq.read_table(file).select(HASHES.names).cast(HASHES)
-            except (OSError, KeyError, pa.ArrowInvalid) as error:
-                raise CorruptStoreError(f"{file} is no file of image hashes; name another, or delete it") from error
 
-    def of_rows(
-        self, store: FeatureStore, rows: NDArray[np.int64], sha: NDArray[np.object_]
-    ) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    def of_rows(self, store: FeatureStore, rows: Ints, sha: Objects) -> tuple[NDArray[np.uint64], Bools]:
         """Return hashes uint64 (n,) of the images of grid rows int64 (n,) with the digests `sha`, str (n,), and bool
         (n,), False where the image is gone, changed or of one color. The corpus is read for what the file lacks."""
         asked = pa.array(sha.tolist(), pa.string())
@@ -315,7 +308,7 @@ class ImageHashes:
         hashes = self._known["phash"].combine_chunks().take(place)
         return hashes.fill_null(0).to_numpy(), hashes.is_valid().to_numpy(zero_copy_only=False)
 
-    def _read(self, store: FeatureStore, rows: NDArray[np.int64]) -> None:
+    def _read(self, store: FeatureStore, rows: Ints) -> None:
         self._say(f"reading {len(rows):,} images of {store.root} for their hashes")
         table = store.sample_table(columns=["row", "uri", "offset", "length", "image_sha256"])
         table = table.filter(pc.is_in(table["row"], value_set=pa.array(rows)))
@@ -356,7 +349,7 @@ def perceptual_hash(picture: Image.Image) -> int | None:
     return None if low == high else int.from_bytes(np.packbits(imagehash.phash(gray).hash).tobytes(), "big")
 
 
-def as_signs(hashes: NDArray[np.uint64]) -> NDArray[np.float32]:
+def as_signs(hashes: NDArray[np.uint64]) -> Singles:
     """Return hashes as rows of -1 and 1, float32 (n, 64): their inner product is 64 minus twice the bits that
     differ."""
     bits = np.unpackbits(hashes.astype(">u8").view(np.uint8)).reshape(-1, HASH_BITS)

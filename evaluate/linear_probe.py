@@ -9,16 +9,16 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
+from mmkd.base.arrays import Floats, Ints, Objects
 from mmkd.evaluate.dataset import DatasetRows, Samples
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.measured import Answers
-from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions, Validation
 from mmkd.evaluate.scoring import STANDARD, Scoring
 from mmkd.evaluate.splits import draw_share, group_leaks, hold_out, probe_splits
@@ -50,16 +50,14 @@ class LinearProbeSettings(TaskSettings):
     max_train: int = Field(default=100_000, ge=2)
     """Cap on training rows, drawn per class; the number used is in every result."""
 
-    @model_validator(mode="after")
-    def _grid_and_shares_make_sense(self) -> LinearProbeSettings:
+    def faults(self) -> Iterator[str]:
         if self.c_low > self.c_high:
-            raise ValueError(f"c_low {self.c_low:g} is above c_high {self.c_high:g}")
+            yield f"c_low {self.c_low:g} is above c_high {self.c_high:g}"
         wrong = [share for share in self.fractions if not 0 < share <= 1]
         if wrong or not self.fractions:
-            raise ValueError(f"fractions must be within (0, 1], got {wrong or 'none'}")
-        return self
+            yield f"fractions must be within (0, 1], got {wrong or 'none'}"
 
-    def grid(self) -> NDArray[np.float64]:
+    def grid(self) -> Floats:
         """Values of C to try, ascending, float64 (c_steps,)."""
         return np.logspace(np.log10(self.c_low), np.log10(self.c_high), self.c_steps)
 
@@ -69,8 +67,8 @@ class Labeled:
     """Features with labels. x: float64 (n, D); y: int64 (n,), or (n, L) with several labels; group: str (n,)."""
 
     x: Floats
-    y: NDArray[np.int64]
-    group: NDArray[np.object_]
+    y: Ints
+    group: Objects
 
     def take(self, chosen: NDArray[Any]) -> Labeled:
         """Return rows by mask or position."""

@@ -6,31 +6,19 @@ from functools import partial
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mmkd.base.arrays import Bools, Floats
 from mmkd.base.errors import UserError
-from mmkd.evaluate import calibration
+from mmkd.evaluate import calibration, metrics
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.measures import Operating
-from mmkd.evaluate.metrics import (
-    Censoring,
-    Floats,
-    dynamic_auroc,
-    integrated_brier,
-    mean_of_defined,
-    net_benefit,
-    quadratic_kappa,
-    sensitivity_at,
-    weighted_mean,
-)
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.scoring import Contrast, Metric, Scoring
 from mmkd.evaluate.splits import mean_over_folds
 from mmkd.evaluate.statistics import FEWEST_GROUPS
 
 Answers = Literal["", "classes", "labels", "survival"]
-"""What a task predicts: probabilities of classes or of each of several labels, survival, or what only subgroups
-suit."""
+"""What a task predicts: probabilities of classes or of several labels, survival, or what only subgroups suit."""
 
 
 def with_measures(scoring: Scoring, spec: DatasetSpec, answers: Answers, *, validated: bool) -> Scoring:
@@ -42,7 +30,7 @@ def with_measures(scoring: Scoring, spec: DatasetSpec, answers: Answers, *, vali
             if wanted.calibration.temperature and validated:
                 found |= _calibration("_t", calibrated, wanted.calibration.bins)
         if wanted.kappa:
-            found["kappa"] = Metric(lambda one, weights: quadratic_kappa(one.labels(), one.score, weights))
+            found["kappa"] = Metric(lambda one, weights: metrics.quadratic_kappa(one.labels(), one.score, weights))
         for share in wanted.conformal.coverage if wanted.conformal is not None and validated else ():
             found |= _conformal(share)
         if wanted.operating is not None:
@@ -90,9 +78,8 @@ def calibrated(found: Predictions) -> Floats:
     return calibration.scaled(probabilities(found), found.validation.temperature)
 
 
-def positive_score(found: Predictions, positive: tuple[str, ...]) -> tuple[NDArray[np.bool_], Floats]:
-    """Return whether each sample is of a positive class, bool (n,), and the probability of these classes, float64
-    (n,)."""
+def positive_score(found: Predictions, positive: tuple[str, ...]) -> tuple[Bools, Floats]:
+    """Return whether samples are of a positive class, bool (n,), and the probability of these, float64 (n,)."""
     columns = [found.columns.index(name) for name in positive]
     return np.isin(found.labels(), columns), found.score[:, columns].sum(axis=1)
 
@@ -120,10 +107,10 @@ def _calibration(suffix: str, score_of: Callable[[Predictions], Floats], bins: i
 
 def _conformal(share: float) -> dict[str, Metric]:
     def covered(found: Predictions, weights: Floats) -> Floats:
-        return weighted_mean(conformal_sets(found, share)[np.arange(len(found)), found.labels()], weights)
+        return metrics.weighted_mean(conformal_sets(found, share)[np.arange(len(found)), found.labels()], weights)
 
     def size(found: Predictions, weights: Floats) -> Floats:
-        return weighted_mean(conformal_sets(found, share).sum(axis=1), weights)
+        return metrics.weighted_mean(conformal_sets(found, share).sum(axis=1), weights)
 
     return {
         f"coverage@{share:g}": Metric(covered, mean=True),
@@ -131,7 +118,7 @@ def _conformal(share: float) -> dict[str, Metric]:
     }
 
 
-def conformal_sets(found: Predictions, coverage: float) -> NDArray[np.bool_]:
+def conformal_sets(found: Predictions, coverage: float) -> Bools:
     """Return which classes are in the set of each sample, bool (n, C)."""
     assert found.validation is not None, "the description is checked for validation rows"
     return probabilities(found) >= found.validation.threshold(coverage)
@@ -145,11 +132,11 @@ def _operating(asked: Operating) -> dict[str, Metric]:
         return [(positive, ~positive)]
 
     def sensitivity(found: Predictions, weights: Floats, share: float) -> Floats:
-        return sensitivity_at(*positive_score(found, asked.positive), weights, share)
+        return metrics.sensitivity_at(*positive_score(found, asked.positive), weights, share)
 
     def benefit(found: Predictions, weights: Floats, threshold: float) -> Floats:
         probabilities(found)
-        return net_benefit(*positive_score(found, asked.positive), weights, threshold)
+        return metrics.net_benefit(*positive_score(found, asked.positive), weights, threshold)
 
     # A score has a rank within its fold alone; a probability means the same in all.
     return {
@@ -164,21 +151,21 @@ def _operating(asked: Operating) -> dict[str, Metric]:
 
 
 def _survival(times: tuple[float, ...]) -> dict[str, Metric]:
-    def columns(found: Predictions) -> tuple[Floats, NDArray[np.bool_]]:
+    def columns(found: Predictions) -> tuple[Floats, Bools]:
         return found.column("time"), found.column("event") > 0
 
     def area(found: Predictions, weights: Floats, at: float) -> Floats:
         time, event = columns(found)
-        inverse = Censoring(time, event, weights).inverse(weights)
+        inverse = metrics.Censoring(time, event, weights).inverse(weights)
+        risk, score = found.column("risk"), metrics.dynamic_auroc
         values = [
-            dynamic_auroc(found.column("risk")[one], time[one], event[one], weights[:, one], inverse[:, one], at)
-            for one in found.fold_masks()
+            score(risk[one], time[one], event[one], weights[:, one], inverse[:, one], at) for one in found.fold_masks()
         ]
-        return mean_of_defined(np.stack(values, axis=1))
+        return metrics.mean_of_defined(np.stack(values, axis=1))
 
     def integral(found: Predictions, weights: Floats) -> Floats:
         alive = np.stack([found.column(alive_at(at)) for at in times], axis=1)
-        return integrated_brier(alive, *columns(found), weights, times)
+        return metrics.integrated_brier(alive, *columns(found), weights, times)
 
     beyond = "needs an event by then, and a patient who is seen beyond, in one fold"
     return {f"auroc@{at:g}": Metric(partial(area, at=at), undefined=beyond) for at in times} | {

@@ -1,12 +1,12 @@
-"""Settings of the measures that a suite asks for beside the metrics of its tasks: `measures` of a suite or a data
-set."""
+"""Settings of the measures that a suite, or a data set, asks for beside the metrics of its tasks: `measures`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
 from mmkd.base.config import Frozen
 
@@ -71,8 +71,6 @@ class Measures(Frozen):
         """Whether something is chosen on validation rows that nothing else was fitted on."""
         return self.conformal is not None or (self.calibration is not None and self.calibration.temperature)
 
-    @model_validator(mode="after")
-    def _no_column_is_blank(self) -> Measures:
+    def faults(self) -> Iterator[str]:
         if "" in self.subgroups:
-            raise ValueError("subgroups name a blank column")
-        return self
+            yield "subgroups name a blank column"

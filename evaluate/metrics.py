@@ -5,11 +5,11 @@ sample occurs in each of B resamples; a row of ones is the data set itself. Ever
 has no value. Counts instead of repeated rows add no ties to the data."""
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.integrate import trapezoid
 
-Floats = NDArray[np.float64]
-Labels = NDArray[np.int64]
+from mmkd.base.arrays import Bools, Floats, Ints
+
+Labels = Ints
 SUBJECTS = 512
 """Compared with all n others at a time by `concordance`: n x 512 pairs are held."""
 
@@ -39,7 +39,7 @@ def macro_auroc(y: Labels, score: Floats, weights: Floats) -> Floats:
     return mean_of_defined(np.reshape(areas, (-1, len(weights))).T)
 
 
-def auroc(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats:
+def auroc(positive: Bools, score: Floats, weights: Floats) -> Floats:
     """Return the area under the ROC curve, ties counted half: the sum over positives p of w(p) * (N(below p) + N(tied
     with p) / 2), divided by P * N, with N weights of negatives (Hanley and McNeil 1982). Equals
     `roc_auc_score(sample_weight=...)`."""
@@ -59,7 +59,7 @@ def auroc(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats
     return ratio(area, total * (everything[-1] - total))
 
 
-def average_precision(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats:
+def average_precision(positive: Bools, score: Floats, weights: Floats) -> Floats:
     """Return the sum over thresholds (one for equal scores) of precision times the recall gained there. Equals
     `sklearn.metrics.average_precision_score(sample_weight=...)`; NaN without positives."""
     hits, alarms = _at_thresholds(positive, score, weights)
@@ -77,7 +77,7 @@ def quadratic_kappa(y: Labels, score: Floats, weights: Floats) -> Floats:
     return 1 - ratio(weighted_mean((grade - given) ** 2, weights), np.where(chance > 1e-12, chance, 0.0))
 
 
-def sensitivity_at(positive: NDArray[np.bool_], score: Floats, weights: Floats, specificity: float) -> Floats:
+def sensitivity_at(positive: Bools, score: Floats, weights: Floats, specificity: float) -> Floats:
     """Return the highest sensitivity of a threshold whose specificity is at least this; samples that score at least the
     threshold are found. Each resample has its own threshold. NaN without positives or negatives."""
     hits, alarms = _at_thresholds(positive, score, weights)
@@ -87,7 +87,7 @@ def sensitivity_at(positive: NDArray[np.bool_], score: Floats, weights: Floats, 
     return np.where(negatives > 0, ratio(best, positives), np.nan)
 
 
-def _at_thresholds(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> tuple[Floats, Floats]:
+def _at_thresholds(positive: Bools, score: Floats, weights: Floats) -> tuple[Floats, Floats]:
     """Return positives and negatives that score at least each threshold, float64 (thresholds, B), from the highest."""
     order = np.argsort(-score, kind="stable")
     rows, found = np.ascontiguousarray(weights.T)[order], positive[order, None]
@@ -96,7 +96,7 @@ def _at_thresholds(positive: NDArray[np.bool_], score: Floats, weights: Floats) 
     return hits, alarms
 
 
-def net_benefit(positive: NDArray[np.bool_], score: Floats, weights: Floats, threshold: float) -> Floats:
+def net_benefit(positive: Bools, score: Floats, weights: Floats, threshold: float) -> Floats:
     """Return true positives minus false positives times the odds of a threshold probability, per sample (Vickers and
     Elkin 2006): what a decision gains over treating nobody. Samples at or above the threshold are treated."""
     odds = threshold / (1 - threshold)
@@ -109,7 +109,7 @@ def recall_at(rank: Floats, k: int, weights: Floats) -> Floats:
     return weighted_mean(rank < k, weights)
 
 
-def weighted_mean(values: Floats | NDArray[np.bool_], weights: Floats) -> Floats:
+def weighted_mean(values: Floats | Bools, weights: Floats) -> Floats:
     """Return the mean of `values` (n,) in each resample."""
     return ratio(weights @ values.astype(np.float64), weights.sum(axis=1))
 
@@ -126,7 +126,7 @@ def weighted_median(values: Floats, weights: Floats) -> Floats:
     return result
 
 
-def concordance(risk: Floats, time: Floats, event: NDArray[np.bool_], weights: Floats) -> Floats:
+def concordance(risk: Floats, time: Floats, event: Bools, weights: Floats) -> Floats:
     """Return Harrell's concordance index (Harrell et al. 1996, Statistics in Medicine 15:361, section 5); NaN where no
     pair can be compared. Two subjects can be when the one with the shorter time had the event, or both have the same
     time and one was censored; concordant when the one who died first had the higher risk, half for equal risks. `risk`:
@@ -146,7 +146,7 @@ class Censoring:
     """Kaplan and Meier's estimate of the chance to be uncensored, in each of B resamples: the denominators of inverse
     probability of censoring weights. Of equal times, events come before censorings."""
 
-    def __init__(self, time: Floats, event: NDArray[np.bool_], weights: Floats) -> None:
+    def __init__(self, time: Floats, event: Bools, weights: Floats) -> None:
         order = np.argsort(time, kind="stable")
         self._times, self._place = np.unique(time, return_inverse=True)
         rows, seen = np.ascontiguousarray(weights.T)[order], event[order, None]
@@ -166,9 +166,7 @@ class Censoring:
         return np.asarray(self._uncensored[np.searchsorted(self._times, time, side="right")])
 
 
-def dynamic_auroc(
-    risk: Floats, time: Floats, event: NDArray[np.bool_], weights: Floats, inverse: Floats, at: float
-) -> Floats:
+def dynamic_auroc(risk: Floats, time: Floats, event: Bools, weights: Floats, inverse: Floats, at: float) -> Floats:
     """Return the cumulative/dynamic area under the ROC curve at a time (Uno et al. 2007; Hung and Chiang 2010): of
     those with an event until then against those who live longer, events with `inverse` weights of `Censoring`. Equals
     `sksurv.metrics.cumulative_dynamic_auc`; NaN where either side is empty."""
@@ -176,9 +174,7 @@ def dynamic_auroc(
     return auroc(case[rows], risk[rows], np.where(case, inverse, weights)[:, rows])
 
 
-def integrated_brier(
-    alive: Floats, time: Floats, event: NDArray[np.bool_], weights: Floats, times: tuple[float, ...]
-) -> Floats:
+def integrated_brier(alive: Floats, time: Floats, event: Bools, weights: Floats, times: tuple[float, ...]) -> Floats:
     """Return the Brier score of survival chances, `alive` float64 (n, T), integrated over `times` by the trapezoidal
     rule and divided by their span (Graf et al. 1999, equations 5 and 6). Equals
     `sksurv.metrics.integrated_brier_score`; NaN where nobody is seen beyond the last time."""

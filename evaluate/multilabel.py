@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy.special import expit
 
+from mmkd.base.arrays import Floats
 from mmkd.base.errors import UserError, collect
 from mmkd.base.text import cell_text
 from mmkd.evaluate.calibration import calibration_error
@@ -19,7 +20,7 @@ from mmkd.evaluate.dataset import DatasetRows, Samples, Split, value_counts
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.linear_probe import Labeled, LinearProbe, fit_chosen, fit_warnings, training_rows
-from mmkd.evaluate.metrics import Floats, auroc, average_precision, mean_of_defined, weighted_mean
+from mmkd.evaluate.metrics import auroc, average_precision, mean_of_defined, weighted_mean
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.scoring import Metric, Score, Scoring
 from mmkd.evaluate.splits import group_leaks, probe_splits

@@ -1,13 +1,13 @@
 """Multiple-choice questions about images: the option whose text is nearest to the image."""
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mmkd.base.arrays import Floats, Ints
 from mmkd.base.errors import UserError
 from mmkd.evaluate.dataset import DatasetRows
 from mmkd.evaluate.dataset_spec import DatasetSpec, RowFilter, Section
 from mmkd.evaluate.features import Features
-from mmkd.evaluate.metrics import Floats, ratio, weighted_mean
+from mmkd.evaluate.metrics import ratio, weighted_mean
 from mmkd.evaluate.predictions import Predictions, choices_digest
 from mmkd.evaluate.retrieval import TIE
 from mmkd.evaluate.scoring import Metric, Scoring
@@ -84,9 +84,8 @@ class MultipleChoice(Task[ChoiceSettings]):
         return answers_of_test(data, score, ~np.isnan(score[:, 0]), ("right", "choice", "options"), info=info)
 
 
-def _questions(data: DatasetRows) -> list[tuple[NDArray[np.int64], int]]:
-    """Return the positions of each test question's options, int64 (m,), and which of them is right. Raises UserError
-    for a question with fewer than two options, or not exactly one right one."""
+def _questions(data: DatasetRows) -> list[tuple[Ints, int]]:
+    """Return the positions of each test question's options, int64 (m,), and which of them is right."""
     columns, options, test = data.spec.section(ChoiceColumns), data.texts["option"], data.split("test")
     of = options.positions(columns.option_of)
     written = [normalized(one) for one in options.column(columns.answer)]

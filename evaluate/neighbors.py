@@ -3,16 +3,17 @@
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+
+from mmkd.base.arrays import Floats, Ints, Singles
 
 BLOCK = 16_384
 """Rows whose features are held at a time."""
 QUERIES = 256
 """Queries that are multiplied with a block at a time: 16 MiB of scores."""
 
-Read = Callable[[NDArray[np.int64]], NDArray[np.float32]]
+Read = Callable[[Ints], Singles]
 """Positions (m,) to unit features, float32 (m, D)."""
-Blocks = Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]]
+Blocks = Iterable[tuple[Ints, Singles]]
 """Numbers of rows, int64 (m,), and their vectors, float32 (m, D), a block at a time; numbers ascend over all blocks."""
 
 
@@ -24,12 +25,8 @@ def blocks_of(read: Read, n: int) -> Blocks:
 
 
 def nearest_rows(
-    queries: NDArray[np.float32],
-    blocks: Blocks,
-    k: int,
-    excluded: NDArray[np.int64] | None = None,
-    group: NDArray[np.int64] | None = None,
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    queries: Singles, blocks: Blocks, k: int, excluded: Ints | None = None, group: Ints | None = None
+) -> tuple[Ints, Singles]:
     """Find the k rows with the highest inner product for every query, float32 (q, D), best first, the first of equal
     ones. `excluded`: int64 (q,), the group whose rows may not answer a query. `group`: int64, of every number. Returns
     numbers, int64 (q, k), and products, float32 (q, k); -1 and -inf where there are fewer."""
@@ -45,9 +42,7 @@ def nearest_rows(
     return where, best
 
 
-def _merge(
-    best: NDArray[np.float32], where: NDArray[np.int64], scores: NDArray[np.float32], numbers: NDArray[np.int64]
-) -> None:
+def _merge(best: Singles, where: Ints, scores: Singles, numbers: Ints) -> None:
     """Put the scores of the next rows, (q, m), among the best k so far, in place. What is kept has lower numbers, so a
     stable sort leaves the first of equal rows in front."""
     k = best.shape[1]
@@ -58,9 +53,7 @@ def _merge(
         where[i, : len(kept)], best[i, : len(kept)] = np.concatenate([where[i], numbers])[kept], every[kept]
 
 
-def shares_of_votes(
-    labels: NDArray[np.int64], where: NDArray[np.int64], ks: Sequence[int], classes: int
-) -> NDArray[np.float64]:
+def shares_of_votes(labels: Ints, where: Ints, ks: Sequence[int], classes: int) -> Floats:
     """Share of each class among the first k neighbors, for every k, float64 (len(ks), q, C). `labels`: int64 (n,)."""
     found = labels[where]
     columns = np.array(ks) - 1

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from mmkd.base.arrays import Floats
 from mmkd.evaluate import metrics
-from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.scoring import STANDARD, BootstrapSettings, Metric, Score, Scoring
 

@@ -43,8 +43,7 @@ class Plan(Frozen):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A plan with the stores (by path), data sets and features (by data set and model) that running it needs, opened on
-    first use."""
+    """A plan with the stores (by path), data sets and features (by data set and model) that it needs, opened on use."""
 
     plan: Plan
     stores: dict[str, FeatureStore] = field(default_factory=dict)

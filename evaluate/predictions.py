@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from mmkd.base.errors import CorruptStoreError
+from mmkd.base.arrays import Bools, Floats, Ints, Objects
+from mmkd.base.errors import CorruptStoreError, faults_as
 from mmkd.evaluate.calibration import best_temperature
 
 _META = b"mmkd.evaluate"
@@ -29,8 +29,8 @@ SUBGROUP = "subgroup "
 class Validation:
     """Probabilities, float64 (m, C), and classes, int64 (m,), of validation samples that nothing was fitted on."""
 
-    y: NDArray[np.int64]
-    score: NDArray[np.float64]
+    y: Ints
+    score: Floats
 
     @cached_property
     def temperature(self) -> float:
@@ -50,25 +50,25 @@ class Validation:
 class Predictions:
     """One unit's answers for n samples (or queries), in grid order. Arrays are (n,), score is (n, len(columns))."""
 
-    ids: NDArray[np.object_]
+    ids: Objects
     """Sample keys; unique."""
-    group: NDArray[np.object_]
+    group: Objects
     """What intervals resample as a whole."""
-    domain: NDArray[np.object_]
+    domain: Objects
     """What tables may divide by."""
-    y: NDArray[np.int64] | None
+    y: Ints | None
     """Class index, or None where the task has no label."""
-    score: NDArray[np.float64]
+    score: Floats
     """Class probabilities, or ranks and the like; NaN where not available."""
-    available: NDArray[np.bool_]
+    available: Bools
     """False where the model has no features for the sample. Such rows are never scored."""
     columns: tuple[str, ...]
     info: dict[str, Any] = field(default_factory=dict)
     """`warnings`: sentences that every table shows. `undefined`: by metric, why it has no value. `choices`: see
     `choices_digest`; models that had other choices are not compared as they stand."""
-    fold: NDArray[np.int64] | None = None
+    fold: Ints | None = None
     """Part of a cross-validation that tested the sample, or None where there was one test set."""
-    subgroups: dict[str, NDArray[np.object_]] = field(default_factory=dict)
+    subgroups: dict[str, Objects] = field(default_factory=dict)
     """By column, the subgroup of every sample, str (n,), `""` where the sample is in none."""
     validation: Validation | None = None
 
@@ -81,20 +81,20 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def labels(self) -> NDArray[np.int64]:
+    def labels(self) -> Ints:
         assert self.y is not None, "a classifying task stores labels"
         return self.y
 
-    def fold_masks(self) -> list[NDArray[np.bool_]]:
+    def fold_masks(self) -> list[Bools]:
         """Samples of each fold, bool (n,) each; all of them where there was one test set."""
         if self.fold is None:
             return [np.ones(len(self), dtype=bool)]
         return [self.fold == number for number in np.unique(self.fold)]
 
-    def column(self, name: str) -> NDArray[np.float64]:
+    def column(self, name: str) -> Floats:
         return self.score[:, self.columns.index(name)]
 
-    def take(self, mask: NDArray[np.bool_]) -> Predictions:
+    def take(self, mask: Bools) -> Predictions:
         names = ("ids", "group", "domain", "y", "score", "available", "fold")
         rows: dict[str, Any] = {name: None if (v := getattr(self, name)) is None else v[mask] for name in names}
         rows["subgroups"] = {name: values[mask] for name, values in self.subgroups.items()}
@@ -139,11 +139,10 @@ def encode_predictions(predictions: Predictions) -> bytes:
 
 def read_predictions(path: Path) -> Predictions:
     """Read a file of `encode_predictions`. Raises CorruptStoreError if it is missing, or not such a file."""
-    try:
+    errors = (OSError, pa.ArrowInvalid, KeyError, ValueError)
+    with faults_as(CorruptStoreError, errors, f"predictions {path} cannot be read", "; run the suite again"):
         table = pq.read_table(path)
         meta = json.loads((table.schema.metadata or {})[_META])
-    except (OSError, pa.ArrowInvalid, KeyError, ValueError) as error:
-        raise CorruptStoreError(f"predictions {path} cannot be read: {error}; run the suite again") from error
     columns, held = tuple(meta["columns"]), meta["validation"]
     flat = table["score"].combine_chunks().values.to_numpy(zero_copy_only=False)
     return Predictions(

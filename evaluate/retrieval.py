@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -10,12 +11,12 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import model_validator
 
+from mmkd.base.arrays import Bools, Floats, Ints, Objects, Singles
 from mmkd.evaluate.dataset import DatasetRows, Samples
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
-from mmkd.evaluate.metrics import Floats, recall_at, weighted_mean, weighted_median
+from mmkd.evaluate.metrics import recall_at, weighted_mean, weighted_median
 from mmkd.evaluate.predictions import Predictions, choices_digest
 from mmkd.evaluate.scoring import Metric, Scoring
 from mmkd.evaluate.splits import subgroups_of
@@ -39,11 +40,9 @@ class RetrievalSettings(TaskSettings):
     """Rule for positives. `pair`: only the caption of the same row. `image`: any caption of the same image bytes.
     `image+caption`: also any image with the same normalized caption; queries and gallery hold each only once."""
 
-    @model_validator(mode="after")
-    def _ks_are_ranks(self) -> RetrievalSettings:
+    def faults(self) -> Iterator[str]:
         if not self.ks or min(self.ks) < 1:
-            raise ValueError(f"ks must be one or more ranks from 1 on, got {list(self.ks)}")
-        return self
+            yield f"ks must be one or more ranks from 1 on, got {list(self.ks)}"
 
 
 class Retrieval(Task[RetrievalSettings]):
@@ -126,12 +125,12 @@ class Pairs:
     """Distinct images and captions, and which belong together. images: int64 (I,), captions: int64 (C,), the first row
     of every distinct one. image_of_row, caption_of_row: int64 (P,), indices of these for every row that has both."""
 
-    images: NDArray[np.int64]
-    captions: NDArray[np.int64]
-    image_of_row: NDArray[np.int64]
-    caption_of_row: NDArray[np.int64]
+    images: Ints
+    captions: Ints
+    image_of_row: Ints
+    caption_of_row: Ints
 
-    def positives(self, forward: bool, available: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
+    def positives(self, forward: bool, available: Bools) -> list[Ints]:
         """Right answers of every query, as positions among the `available` gallery items, bool (m,). `forward`: images
         ask for captions; otherwise captions ask for images."""
         sides = ((self.images, self.image_of_row), (self.captions, self.caption_of_row))
@@ -151,9 +150,7 @@ def find_pairs(test: Samples, rule: str) -> Pairs:
     if len(whole) == 0:
         raise UserError("no test row has both an image and a caption")
     if rule != "pair" and any(digests[i] is None for i in whole):
-        raise UserError(
-            f"positives: {rule} tells images apart by their digest, which some test rows lack; use `positives: pair`"
-        )
+        raise UserError(f"positives: {rule} needs digests of images, which some test rows lack; use `positives: pair`")
     first_images, image_of_row = _distinct(test.ids if rule == "pair" else digests, whole)
     first_captions, caption_of_row = _distinct(texts if rule == "image+caption" else test.ids, whole)
     return Pairs(first_images, first_captions, image_of_row, caption_of_row)
@@ -164,15 +161,13 @@ def normalized(caption: str | None) -> str:
     return re.sub(r"\s+", " ", caption or "").strip(" .").lower()
 
 
-def _distinct(names: NDArray[np.object_], rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _distinct(names: Objects, rows: Ints) -> tuple[Ints, Ints]:
     """Return the first row of every distinct name, in order of appearance, and the index of each row's name."""
     index = pa.array(names[rows].tolist(), pa.string()).dictionary_encode().indices.to_numpy().astype(np.int64)
     return rows[np.unique(index, return_index=True)[1]], index
 
 
-def rank_positives(
-    queries: NDArray[np.float32], gallery: NDArray[np.float32], positives: list[NDArray[np.int64]], ks: tuple[int, ...]
-) -> Floats:
+def rank_positives(queries: Singles, gallery: Singles, positives: list[Ints], ks: tuple[int, ...]) -> Floats:
     """Rank the positives of queries float32 (n, D) in a gallery float32 (m, D) by inner product, as `rank_scores`."""
     ranks = np.full((len(queries), 2 + len(ks)), np.nan)
     step = max(1, CHUNK_ELEMENTS // max(1, len(gallery)))
@@ -182,7 +177,7 @@ def rank_positives(
     return ranks
 
 
-def rank_scores(scores: NDArray[np.floating], positives: list[NDArray[np.int64]], ks: tuple[int, ...]) -> Floats:
+def rank_scores(scores: NDArray[np.floating], positives: list[Ints], ks: tuple[int, ...]) -> Floats:
     """Rank the positives of every query, gallery indices, in a score matrix (n, m). The rank (from 0) of a positive is
     the number of negatives that score at least as high: a model that gives one score to all finds nothing. Result:
     float64 (n, 2 + len(ks)): the rank of the best positive, the negatives that score like it, and the share of

@@ -22,9 +22,10 @@ from sklearn.metrics import silhouette_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from mmkd.base.arrays import Floats
 from mmkd.base.config import Frozen
 from mmkd.evaluate.linear_probe import Labeled, LinearProbeSettings, fit_chosen
-from mmkd.evaluate.metrics import Floats, mean_of_defined, weighted_mean
+from mmkd.evaluate.metrics import mean_of_defined, weighted_mean
 from mmkd.evaluate.neighbors import Read
 from mmkd.evaluate.splits import draw_folds
 

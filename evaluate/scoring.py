@@ -6,19 +6,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
+from mmkd.base.arrays import Bools, Floats, Ints
 from mmkd.base.config import Frozen
 from mmkd.evaluate import metrics
-from mmkd.evaluate.metrics import Floats, Labels
+from mmkd.evaluate.metrics import Labels
 from mmkd.evaluate.predictions import Predictions
 
 BLOCK_ELEMENTS = 1 << 20
 """Counts held at a time: 8 MiB of float64, little enough for the cache and enough to sort seldom."""
 Score = Callable[[Predictions, Floats], Floats]
 """Predictions of n available rows and counts (B, n) to values (B,); NaN where undefined."""
-Contrast = tuple[NDArray[np.bool_], NDArray[np.bool_]]
+Contrast = tuple[Bools, Bools]
 """Rows on both sides of what a metric compares, such as positives and negatives, bool (n,) each."""
 
 
@@ -39,7 +39,7 @@ def clustered_resamples(predictions: Predictions, settings: BootstrapSettings, n
     yield from group_counts(member.astype(np.int64), settings.n, [settings.seed, *name_words(name)])
 
 
-def group_counts(member: NDArray[np.int64], n: int, seed: int | list[int]) -> Iterator[Floats]:
+def group_counts(member: Ints, n: int, seed: int | list[int]) -> Iterator[Floats]:
     """Yield counts of rows in n resamples of groups. `member`: int64 (rows,), the group of every row, 0 to G - 1."""
     rng = np.random.default_rng(seed)
     groups = int(member.max(initial=-1)) + 1
@@ -69,7 +69,7 @@ class Metric:
     share: bool = True
     mean: bool = False
     centered: bool = False
-    rows: Callable[[Predictions], NDArray[np.bool_]] | None = None
+    rows: Callable[[Predictions], Bools] | None = None
     contrasts: Callable[[Predictions], Sequence[Contrast]] | None = None
     undefined: str = "has no value on these labels"
 

@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
+from mmkd.base.arrays import Bools, Floats, Ints, Objects
 from mmkd.base.errors import UserError
 from mmkd.base.text import counted
 from mmkd.evaluate.dataset import DatasetRows, Split
 from mmkd.evaluate.features import Bags
-from mmkd.evaluate.metrics import Floats, mean_of_defined
+from mmkd.evaluate.metrics import mean_of_defined
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.scoring import BootstrapSettings, Score, group_counts, name_words
 from mmkd.evaluate.statistics import FEWEST_GROUPS
 
 
-def draw_share(y: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
+def draw_share(y: Ints, share: float, seed: int) -> Ints:
     """Draw a share, within (0, 1], of the rows of every class `y`, int64 (n,), at least one of each. Returns ascending
     positions, int64 (m,)."""
     rng = np.random.default_rng(seed)
@@ -32,7 +32,7 @@ def draw_share(y: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int6
     return np.sort(np.concatenate(drawn))
 
 
-def hold_out(y: NDArray[np.int64], group: NDArray[np.object_], seed: int) -> NDArray[np.bool_]:
+def hold_out(y: Ints, group: Objects, seed: int) -> Bools:
     """Choose whole groups, str (n,), so that about a fifth of every class `y`, int64 (n,), is held out and every class
     stays in training: rarest class first, groups in random order. A class that only one group has is not held out.
     Returns bool (n,)."""
@@ -55,7 +55,7 @@ def hold_out(y: NDArray[np.int64], group: NDArray[np.object_], seed: int) -> NDA
     return out[member]
 
 
-def shared_groups(one: NDArray[np.object_], other: NDArray[np.object_]) -> list[str]:
+def shared_groups(one: Objects, other: Objects) -> list[str]:
     return sorted(set(one.tolist()) & set(other.tolist()))
 
 
@@ -80,19 +80,17 @@ class Round:
     """One training: indices of bags to train on, to stop or choose by, and to answer for. All have features."""
 
     number: int
-    train: NDArray[np.int64]
-    val: NDArray[np.int64]
-    test: NDArray[np.int64]
+    train: Ints
+    val: Ints
+    test: Ints
 
     @property
-    def seen(self) -> NDArray[np.int64]:
+    def seen(self) -> Ints:
         """Training and validation bags, for heads that choose by cross-validation of their own."""
         return np.sort(np.concatenate([self.train, self.val]))
 
 
-def rounds(
-    fold: NDArray[np.int64], there: NDArray[np.bool_], even: NDArray[np.int64], group: NDArray[np.object_], seed: int
-) -> Iterator[Round]:
+def rounds(fold: Ints, there: Bools, even: Ints, group: Objects, seed: int) -> Iterator[Round]:
     """Yield a round for each fold; a fifth of the other bags, whole groups at a time, is held out to stop by. `fold`:
     int64 (n,), the round that tests a bag, -1 for none. `there`: bool (n,), bags with features. `even`: int64 (n,),
     classes or events. `group`: str (n,), patients. Raises UserError for a round without anything to train on."""
@@ -105,7 +103,7 @@ def rounds(
         yield Round(number, seen[~out], seen[out] if out.any() else seen, test)
 
 
-def folds_of(bags: Bags, even: NDArray[np.int64], group: NDArray[np.object_], k: int, seed: int) -> NDArray[np.int64]:
+def folds_of(bags: Bags, even: Ints, group: Objects, k: int, seed: int) -> Ints:
     """Published folds where the data set names a column, else k drawn ones: int64 (n,), as `read_folds`,
     `draw_folds`."""
     column = bags.data.spec.fold
@@ -121,7 +119,7 @@ def answers(n: int, width: int, every_round: Iterator[Round], answer: Callable[[
     return score
 
 
-def draw_folds(y: NDArray[np.int64], group: NDArray[np.object_], k: int, seed: int) -> NDArray[np.int64]:
+def draw_folds(y: Ints, group: Objects, k: int, seed: int) -> Ints:
     """Divide samples into k folds, int64 (n,), whole groups, str (n,), at a time, classes or events `y`, int64 (n,),
     about evenly. Raises UserError for fewer groups than folds."""
     groups = len(set(group.tolist()))
@@ -139,7 +137,7 @@ def draw_folds(y: NDArray[np.int64], group: NDArray[np.object_], k: int, seed: i
     return fold
 
 
-def read_folds(values: NDArray[np.object_], group: NDArray[np.object_], column: str) -> NDArray[np.int64]:
+def read_folds(values: Objects, group: Objects, column: str) -> Ints:
     """Return published folds by their column, int64 (n,), numbered in the order of their sorted names. Raises UserError
     for a sample without a fold, a group in two folds, or only one fold."""
     if missing := sum(value is None for value in values):
@@ -178,7 +176,7 @@ def folded_resamples(predictions: Predictions, settings: BootstrapSettings, name
     yield counts
 
 
-def subgroups_of(data: DatasetRows, column_of: Callable[[str], NDArray[np.object_]]) -> dict[str, NDArray[np.object_]]:
+def subgroups_of(data: DatasetRows, column_of: Callable[[str], Objects]) -> dict[str, Objects]:
     """Return the subgroup of every sample, str (n,), `""` for none, by the columns of `measures: subgroups`.
     `column_of` gives a column, str or None (n,). Raises UserError for a value that cannot be cut."""
     found = {}

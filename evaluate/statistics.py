@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from mmkd.evaluate.metrics import Floats
+from mmkd.base.arrays import Bools, Floats
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.scoring import BootstrapSettings, Contrast, Scoring
 
@@ -75,7 +75,7 @@ def resampled(
     *,
     bootstrap: BootstrapSettings,
     name: str,
-    parts: Mapping[str, NDArray[np.bool_]],
+    parts: Mapping[str, Bools],
 ) -> dict[tuple[str, str], Replicates]:
     """Score the available rows of each part, bool (n,), by several metrics of `scoring`, by (part, metric). Resamples,
     seeded by `name` too, are drawn over all n rows and then cut to those that count: models, metrics and parts share

@@ -1,5 +1,4 @@
-"""Subgroups of a data set (sex, site, scanner, age) by one metric: their values, and how far each lies from the
-rest."""
+"""Subgroups of a data set (sex, site, scanner, age) by one metric: values, and how far each lies from the rest."""
 
 import json
 import math
@@ -100,13 +99,7 @@ def subgroup_table(folder: ResultFolder, question: Question, column: str, models
 
 
 def _of_model(
-    folder: ResultFolder,
-    question: Question,
-    spec: DatasetSpec,
-    *,
-    column: str,
-    model: str,
-    answers: list[Predictions],
+    folder: ResultFolder, question: Question, spec: DatasetSpec, *, column: str, model: str, answers: list[Predictions]
 ) -> list[Subgroup]:
     level = folder.plan.suite.bootstrap.level
     there, cuts = set(answers[0].subgroups[column].tolist()) - {""}, spec.measures.subgroups[column]

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from mmkd.base.config import SUITES, Frozen, filled, merged, read_mapping, user_roots, validated
 from mmkd.base.errors import ConfigError
-from mmkd.evaluate.dataset_spec import DatasetSpec, folder_name
+from mmkd.evaluate.dataset_spec import DatasetSpec, FolderName
 from mmkd.evaluate.scoring import BootstrapSettings
 from mmkd.evaluate.tasks import Dataset
 
@@ -26,7 +26,7 @@ class Suite(Frozen):
     version: int = 1
     models: tuple[str, ...] | None = None
     """Encoders by their name in the store; by default all of them."""
-    ensembles: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    ensembles: dict[FolderName, tuple[str, ...]] = Field(default_factory=dict)
     """Name to members, which need not be listed as models."""
     bootstrap: BootstrapSettings = BootstrapSettings()
     datasets: tuple[Dataset, ...] = Field(min_length=1)
@@ -43,23 +43,15 @@ class Suite(Frozen):
             own["datasets"] = [merged(shared, item) if isinstance(item, Mapping) else item for item in datasets]
         return own
 
-    @field_validator("ensembles")
-    @classmethod
-    def _ensembles_are_named(cls, ensembles: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-        for name, members in ensembles.items():
-            folder_name(name)
+    def faults(self) -> Iterator[str]:
+        for name, members in self.ensembles.items():
             if len(set(members)) < 2 or len(set(members)) != len(members):
-                raise ValueError(f"ensemble {name} needs two or more different members, got {list(members)}")
-        return ensembles
-
-    @model_validator(mode="after")
-    def _names_are_unique(self) -> Suite:
+                yield f"ensemble {name} needs two or more different members, got {list(members)}"
         names = sorted(spec.dataset for spec in self.datasets)
         if twice := [name for name, following in pairwise(names) if name == following]:
-            raise ValueError(f"data set {twice[0]!r} stands twice in the suite")
+            yield f"data set {twice[0]!r} stands twice in the suite"
         if clash := set(self.models or ()) & set(self.ensembles):
-            raise ValueError(f"{min(clash)!r} is both a model and an ensemble")
-        return self
+            yield f"{min(clash)!r} is both a model and an ensemble"
 
     def dataset(self, name: str) -> DatasetSpec:
         """Return the data set of this name. Raises KeyError if it is not in the suite."""

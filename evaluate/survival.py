@@ -5,21 +5,22 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field
 
+from mmkd.base.arrays import Bools, Floats
 from mmkd.base.errors import UserError
 from mmkd.evaluate.dataset import DatasetRows
-from mmkd.evaluate.dataset_spec import DatasetSpec, RowFilter, Section, check_sides
+from mmkd.evaluate.dataset_spec import DatasetSpec, RowFilter, Section, side_faults
 from mmkd.evaluate.features import BagFeatures, Bags, Features, make_bags
 from mmkd.evaluate.heads.coxnet import Cohort, CoxnetSettings, fit_coxnet
 from mmkd.evaluate.heads.settings import MilSettings, Trained, budget_warnings
 from mmkd.evaluate.measured import alive_at
-from mmkd.evaluate.metrics import Floats, concordance
+from mmkd.evaluate.metrics import concordance
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.scoring import Metric, Scoring
 from mmkd.evaluate.splits import Round, answers, folded_resamples, folds_of, mean_over_folds, rounds
@@ -59,10 +60,8 @@ class SurvivalColumns(Section):
     """The same column(s) with the values that mean that it was not. Without it a column may have one other value and
     no null; `*` stands for all other values."""
 
-    @model_validator(mode="after")
-    def _sides_differ(self) -> SurvivalColumns:
-        check_sides(self.event, self.censored, "event", "censored")
-        return self
+    def faults(self) -> Iterator[str]:
+        yield from side_faults(self.event, self.censored, "event", "censored")
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -152,7 +151,7 @@ class Survival(Task[SurvivalSettings]):
         return answers_of_bags(bags, score, there, (*COLUMNS, *map(alive_at, times)), info=info, fold=fold)
 
 
-def follow_up(bags: Bags) -> tuple[Floats, NDArray[np.bool_]]:
+def follow_up(bags: Bags) -> tuple[Floats, Bools]:
     """Return time float64 (n,) and event bool (n,) of every bag. Raises UserError for a time that is not positive, rows
     of a bag that differ, event values that the description does not name, or no event at all."""
     columns = bags.data.spec.section(SurvivalColumns)
@@ -188,8 +187,7 @@ def _network(
     variant: Variant,
     times: tuple[float, ...],
 ) -> tuple[Floats, Floats, Trained]:
-    """Risk of the round's test patients by attention over their patches, float64 (m,), and their chances to live beyond
-    `times`, float64 (m, T)."""
+    """Risk of test patients by attention over patches, (m,), and their chances to live beyond `times`, (m, T)."""
     from mmkd.evaluate.heads.abmil import fit_predict  # noqa: PLC0415 (torch, for those who ask for it)
 
     with warnings.catch_warnings():
@@ -214,9 +212,7 @@ def _network(
     return risk_of_hazards(outputs), interpolated(outputs, knots, times), trained
 
 
-def breslow(
-    seen: Floats, time: Floats, event: NDArray[np.bool_], log_hazard: Floats, times: tuple[float, ...]
-) -> Floats:
+def breslow(seen: Floats, time: Floats, event: Bools, log_hazard: Floats, times: tuple[float, ...]) -> Floats:
     """Return chances of survival, float64 (m, T), at `times` for subjects with these log-hazards (m,), with the
     baseline of subjects `seen` in training, float64 (n,): Breslow 1972."""
     highest = seen.max()

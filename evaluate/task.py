@@ -5,16 +5,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
+from mmkd.base.arrays import Bools, Floats, Ints
 from mmkd.base.config import Frozen
 from mmkd.base.errors import ConfigError
 from mmkd.evaluate.dataset import DatasetRows
 from mmkd.evaluate.dataset_spec import DatasetSpec, Section
 from mmkd.evaluate.features import Bags, Features
 from mmkd.evaluate.measured import Answers, with_measures
-from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions, Validation
 from mmkd.evaluate.scoring import Scoring
 from mmkd.evaluate.splits import subgroups_of
@@ -138,8 +135,7 @@ class Task(ABC, Generic[Own]):
 
     @abstractmethod
     def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
-        """Answer every test sample. Raises MmkdError, ValueError if the unit cannot be run; the message is the
-        reason."""
+        """Answer every test sample. Raises MmkdError, ValueError with the reason if the unit cannot be run."""
 
 
 def without_features(there: int, rows: int, what: str) -> list[str]:
@@ -150,12 +146,12 @@ def without_features(there: int, rows: int, what: str) -> list[str]:
 def answers_of_bags(
     bags: Bags,
     score: Floats,
-    available: NDArray[np.bool_],
+    available: Bools,
     columns: tuple[str, ...],
     *,
     info: dict[str, Any],
-    fold: NDArray[np.int64],
-    y: NDArray[np.int64] | None = None,
+    fold: Ints,
+    y: Ints | None = None,
 ) -> Predictions:
     """Return predictions for the bags that a fold tests, int64 (n,), -1 for none: score float64 (n, len(columns)),
     available bool (n,), y int64 (n,)."""
@@ -169,7 +165,7 @@ def answers_of_bags(
 def answers_of_test(
     data: DatasetRows,
     score: Floats,
-    available: NDArray[np.bool_],
+    available: Bools,
     columns: tuple[str, ...],
     *,
     info: dict[str, Any],

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pkgutil import resolve_name
 from types import MappingProxyType
 from typing import Any, ClassVar, Final
 
-from pydantic import create_model, field_validator, model_validator
+from pydantic import create_model, field_validator
 
 from mmkd.base.config import Frozen
 from mmkd.evaluate.dataset_spec import DatasetSpec, Section
@@ -49,15 +50,14 @@ class _CheckedDataset(DatasetSpec):
                 raise ValueError(f"no task {task!r}; the tasks are {', '.join(TASKS)}")
         return tuple(dict.fromkeys(tasks))
 
-    @model_validator(mode="after")
-    def _tasks_have_what_they_need(self) -> _CheckedDataset:
+    def faults(self) -> Iterator[str]:
+        yield from super().faults()
         for task in self.tasks:
             for need in TASKS[task].needs(self):
-                raise ValueError(f"{self.dataset}: {need}")
+                yield f"{self.dataset}: {need}"
         calibrated = [TASKS[task].validates(self) for task in self.tasks if TASKS[task].answers == "classes"]
         for need in measure_needs(self, calibrated):
-            raise ValueError(f"{self.dataset}: {need}")
-        return self
+            yield f"{self.dataset}: {need}"
 
 
 Dataset = create_model(

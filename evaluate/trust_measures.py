@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped] # a dependency of scikit-learn
 
+from mmkd.base.arrays import Floats
 from mmkd.base.errors import UserError
 from mmkd.evaluate import metrics, robustness
 from mmkd.evaluate.features import Features
-from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.neighbors import blocks_of, nearest_rows, shares_of_votes
 from mmkd.evaluate.robustness import Codes, Combination, Generalization, TrustSettings
 from mmkd.evaluate.scoring import BootstrapSettings, group_counts

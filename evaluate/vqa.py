@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field
 
+from mmkd.base.arrays import Bools, Ints, Objects
 from mmkd.base.errors import UserError
 from mmkd.evaluate.dataset import SPLITS, DatasetRows, Samples, Split
-from mmkd.evaluate.dataset_spec import DatasetSpec, RowFilter, Section, check_sides
+from mmkd.evaluate.dataset_spec import DatasetSpec, RowFilter, Section, side_faults
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.heads.settings import FusionSettings, budget_warnings
 from mmkd.evaluate.metrics import weighted_mean
@@ -62,10 +62,8 @@ class VqaColumns(Section):
     and the question's key, or its text, in the column `candidate_of`."""
     candidate_of: str = "question"
 
-    @model_validator(mode="after")
-    def _sides_differ(self) -> VqaColumns:
-        check_sides(self.closed, self.open, "closed", "open")
-        return self
+    def faults(self) -> Iterator[str]:
+        yield from side_faults(self.closed, self.open, "closed", "open")
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -101,7 +99,7 @@ class Vqa(Task[VqaSettings]):
         """Accuracy over all questions and over either kind; the coverage is the ceiling that the vocabulary sets."""
 
         def of_kind(closed: int) -> Metric:
-            def rows(found: Predictions) -> NDArray[np.bool_]:
+            def rows(found: Predictions) -> Bools:
                 return np.asarray(found.column("closed") == closed)
 
             return Metric(lambda found, w: weighted_mean(found.column("right"), w * rows(found)), mean=True, rows=rows)
@@ -155,18 +153,18 @@ def normalized(answer: object) -> str:
     return " ".join(_ARTICLES.sub(" ", " ".join(_NO_MEANING.sub(" ", text).split())).split())
 
 
-def vocabulary(answers: NDArray[np.object_]) -> tuple[str, ...]:
+def vocabulary(answers: Objects) -> tuple[str, ...]:
     """Return every normalized answer once, sorted."""
     return tuple(sorted({normalized(answer) for answer in answers} - {""}))
 
 
-def answer_index(answers: NDArray[np.object_], words: tuple[str, ...]) -> NDArray[np.int64]:
+def answer_index(answers: Objects, words: tuple[str, ...]) -> Ints:
     """Return the index of every answer in the vocabulary, int64 (n,); -1 for one that is not in it."""
     index = {word: i for i, word in enumerate(words)}
     return np.array([index.get(normalized(answer), -1) for answer in answers], dtype=np.int64)
 
 
-Answers = tuple[NDArray[np.int64], NDArray[np.bool_], tuple[str, ...], dict[str, Any]]
+Answers = tuple[Ints, Bools, tuple[str, ...], dict[str, Any]]
 """Answers to n test questions, int64 (n,), indices of words, -1 without a feature; whether the right answer is in the
 vocabulary or among the candidates with features, bool (n,); the words; facts."""
 
@@ -174,7 +172,7 @@ vocabulary or among the candidates with features, bool (n,); the words; facts.""
 def _fuse(data: DatasetRows, features: Features, settings: VqaSettings, seed: int) -> Answers:
     from mmkd.evaluate.heads.fusion_mlp import Questions, fit_predict  # noqa: PLC0415 (torch, for those who ask for it)
 
-    def questions(samples: Samples) -> tuple[Questions, NDArray[np.bool_]]:
+    def questions(samples: Samples) -> tuple[Questions, Bools]:
         image, text = features.images(samples.rows), features.texts(samples.rows)
         there = image.available & text.available
         answer = answer_index(_answers(data, samples), words)
@@ -239,7 +237,7 @@ def _candidates(data: DatasetRows) -> tuple[Samples, dict[str, list[int]]]:
     return candidates, candidates.positions(data.spec.section(VqaColumns).candidate_of)
 
 
-def _answers(data: DatasetRows, samples: Samples) -> NDArray[np.object_]:
+def _answers(data: DatasetRows, samples: Samples) -> Objects:
     """Return the table's answers, str (n,). Raises UserError for a question without an answer."""
     column = data.spec.section(VqaColumns).answer
     values = samples.column(column)
@@ -251,6 +249,6 @@ def _answers(data: DatasetRows, samples: Samples) -> NDArray[np.object_]:
     return values
 
 
-def _closed(data: DatasetRows) -> NDArray[np.bool_]:
+def _closed(data: DatasetRows) -> Bools:
     columns = data.spec.section(VqaColumns)
     return data.split("test").two_way(columns.closed, columns.open, "vqa: open")

@@ -4,15 +4,14 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 from scipy.special import softmax
 
+from mmkd.base.arrays import Bools, Floats, Ints, Singles
 from mmkd.evaluate import official
 from mmkd.evaluate.dataset import DatasetRows, Split
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
-from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions, Validation, choices_digest
 from mmkd.evaluate.scoring import STANDARD, Scoring
 from mmkd.evaluate.splits import group_leaks
@@ -64,7 +63,7 @@ class ZeroShot(Task[ZeroShotSettings]):
         released = settings.protocol == "mmkd_official"
         scale, kind = (official.TEMPERATURE, np.float32) if released else (settings.temperature, np.float64)
 
-        def probabilities(split: Split) -> tuple[Floats, NDArray[np.bool_]]:
+        def probabilities(split: Split) -> tuple[Floats, Bools]:
             members = [class_cosines(data, member, split=split) for member in features.each_member()]
             score = np.mean([softmax((cosines * scale).astype(kind), axis=1) for cosines, _ in members], axis=0)
             available = np.logical_and.reduce([there for _, there in members])
@@ -100,7 +99,7 @@ def prompt_facts(data: DatasetRows, features: Features) -> dict[str, Any]:
     return {"choices": choices_digest(ids), "warnings": warnings}
 
 
-def class_vectors(texts: NDArray[np.float32], labels: NDArray[np.int64], classes: int) -> NDArray[np.float32]:
+def class_vectors(texts: Singles, labels: Ints, classes: int) -> Singles:
     """Return the mean of each class' unit prompt vectors, again of unit length (else prompts that agree would outscore
     those that differ): float32 (classes, D). Radford et al. 2021 (CLIP), section 3.1.4. `texts`: float32 (m, D), unit
     length. `labels`: int64 (m,), class of every prompt; each class occurs."""
@@ -111,7 +110,7 @@ def class_vectors(texts: NDArray[np.float32], labels: NDArray[np.int64], classes
 
 def class_cosines(
     data: DatasetRows, model: Features, negative: bool = False, split: Split = "test"
-) -> tuple[Floats, NDArray[np.bool_]]:
+) -> tuple[Floats, Bools]:
     """Return cosines of a split's images and the class vectors of one encoder, float64 (n, C), NaN for images without
     features; and which images have them, bool (n,). Raises UserError if a class has no prompt with features."""
     prompts = data.texts["negative prompt" if negative else "prompt"]

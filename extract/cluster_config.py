@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, JsonValue, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, JsonValue, PositiveFloat, PositiveInt
 
 from mmkd.base.config import Frozen, read_mapping, validated
 from mmkd.base.errors import ConfigError, did_you_mean
-from mmkd.base.install import install_command
+from mmkd.base.install import import_extra
 
 DASK_PLACES = "the YAML files in $DASK_CONFIG or ~/.config/dask, or the variables DASK_..."
 
@@ -76,27 +76,20 @@ class ClusterConfig(Frozen):
     security: TlsFiles | None = None
     worker: WorkerConfig = WorkerConfig()
 
-    @field_validator("scheduler")
-    @classmethod
-    def _scheduler_is_known(cls, scheduler: str) -> str:
-        if scheduler != LOCAL and scheduler not in BATCH_SYSTEMS and "://" not in scheduler:
-            hint = did_you_mean(scheduler, (LOCAL, *BATCH_SYSTEMS), "an address looks like tcp://HOST:8786")
-            raise ValueError(f"{scheduler!r} is not local, slurm, pbs, sge, an address or a YAML file; {hint}")
-        return scheduler
-
-    @field_validator("distributed")
-    @classmethod
-    def _settings_exist(cls, settings: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        for path, _ in leaves(settings):
+    def faults(self) -> Iterator[str]:
+        if self.scheduler != LOCAL and self.scheduler not in BATCH_SYSTEMS and "://" not in self.scheduler:
+            hint = did_you_mean(self.scheduler, (LOCAL, *BATCH_SYSTEMS), "an address looks like tcp://HOST:8786")
+            yield f"scheduler: {self.scheduler!r} is not local, slurm, pbs, sge, an address or a YAML file; {hint}"
+        for path, _ in leaves(self.distributed):
             node: Any = dask.config.get("distributed")
             for depth, step in enumerate(path):
                 if not isinstance(node, Mapping) or not node:
                     break  # below a setting whose value is free
                 if (found := next((known for known in node if _canonical(known) == _canonical(step)), None)) is None:
                     here = ".".join(path[: depth + 1])
-                    raise ValueError(f"Dask has no setting distributed.{here}; {_suggestion(step, node)}")
+                    yield f"distributed: Dask has no setting distributed.{here}; {_suggestion(step, node)}"
+                    break
                 node = node[found]
-        return settings
 
     def dask_security(self) -> Security | None:
         """Return Dask's object for `security`, which refuses unencrypted connections; None without `security`."""
@@ -143,7 +136,7 @@ def load_cluster(scheduler: str, workers: int | None = None) -> ClusterConfig:
 
 
 def keywords_of(batch_system: str) -> set[str]:
-    """Return the keywords that the installed dask-jobqueue takes for `slurm`, `pbs` or `sge`. Raises ConfigError if
+    """Return the keywords that the installed dask-jobqueue takes for `slurm`, `pbs` or `sge`. Raises UserError if
     dask-jobqueue is not installed."""
     cluster_class = cluster_class_of(batch_system)
     kinds = [*cluster_class.__mro__, *cluster_class.job_cls.__mro__]
@@ -159,14 +152,9 @@ def keywords_of(batch_system: str) -> set[str]:
 
 
 def cluster_class_of(batch_system: str) -> Any:
-    """dask-jobqueue's class. Raises ConfigError if dask-jobqueue is not installed."""
-    try:
-        import dask_jobqueue  # noqa: PLC0415 (an extra)
-    except ImportError as error:
-        raise ConfigError(
-            f"--scheduler {batch_system} needs dask-jobqueue, which is not installed: {install_command('cluster')}"
-        ) from error
-    return getattr(dask_jobqueue, BATCH_SYSTEMS[batch_system])
+    """dask-jobqueue's class. Raises UserError if dask-jobqueue is not installed."""
+    jobqueue = import_extra("dask_jobqueue", "cluster", f"--scheduler {batch_system}")
+    return getattr(jobqueue, BATCH_SYSTEMS[batch_system])
 
 
 def leaves(settings: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -8,64 +8,20 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pyarrow as pa
 
 from mmkd.base.arithmetic import arithmetic_text
+from mmkd.base.config import read_mapping
 from mmkd.base.places.remote import StorePath
 from mmkd.base.text import counted
 from mmkd.extract.corpora import Ignored
-from mmkd.extract.corpora.row import NO_CAPTION, NO_IMAGE
 from mmkd.store import TeacherCard
 from mmkd.store.layout import TOWER_INPUTS
 
-_COMPLETE = (
-    "complete the pairs, name members such as left.jpg in `image_members` or `caption_members`, or extract with "
-    "--require pairs, images or texts"
-)
-# What to do about a reason, by its beginning.
-_ADVICE = {
-    "key: duplicate": "name a key column; set `shard_keys: true` where files number their rows alike; put an image and "
-    "its caption into one tar",
-    "key: neither": "fill in the image or the caption, or drop the line",
-    "key: longer": "name a column of shorter keys",
-    "archive: ": "copy or download the file again",
-    "row: more cells": "quote cells that hold the delimiter, or set `delimiter` or `quotes: false`",
-    "row: fewer cells": "complete the line, or set `delimiter`",
-    "row: a quotation mark": "close it, or set `quotes: false`",
-    "row: image path": "rename the file",
-    "row: slide: does not": "set `slide_mpp`",
-    "caption: not UTF-8": "set `encoding`, or save the text as UTF-8",
-    "caption: sidecar has no": "set `caption_field`",
-    "caption: empty": "write a caption, or extract with --require images",
-    "caption: a further": "set `captions: each`",
-    "caption: sidecar larger": "set `caption_members`",
-    NO_IMAGE: _COMPLETE,
-    NO_CAPTION: _COMPLETE,
-    "image: file not found": "set `images` to the folder of the paths, or fetch what links point to",
-    "image: path leaves": "set `images`, or download what is behind a URL",
-    "image: no row names it": "add a line for it to the table, or leave it",
-    "image: a further": "set `pictures: each`",
-    "row: not a JSON": "write one object per line",
-    "row: a field stands": "name each field once",
-    "row: after the first": "extract without --limit",
-    "file: after the first": "extract without --limit",
-    "file: in none": "name it in `splits`",
-    "file: not among": "name it in `only`",
-    "file: has no rows": "check that it is whole",
-    "file: no DICOM file": "name it like its DICOM file",
-    "array: ": "name arrays as MedMNIST does if they are meant",
-    "image: not an image": "convert the file, or drop the line",
-    "image: DICOM needs": "`mmkd doctor` prints the command",
-    "file: ": "name its kind in a corpus.yaml, or convert it",
-    "member: .": "rename it, or name it in `image_members`, `caption_members` or `label_members`",
-    "member: not among": "add it there if it is meant",
-    "member: a further": "choose by `image_members` or `caption_members`",
-    "member: a link": "write the file itself into the tar: tar --dereference --hard-dereference",
-    "field: of a JSON": "name what is wanted there",
-    "question: ": "name another `language`, or null for all",
-    "column: holds bytes": "name it in `columns` if it is the image",
-}
+_ADVICE = read_mapping(Path(__file__).with_name("advice.yaml"))
+"""What to do about a reason, by its beginning."""
 
 
 def _reason_kind(reason: str) -> str:

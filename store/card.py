@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from functools import cached_property
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, computed_field, model_validator
 
-from mmkd.base.errors import CorruptStoreError, UserError
+from mmkd.base.errors import CorruptStoreError, UserError, faults_as
 from mmkd.base.files import list_folder
 from mmkd.base.places.remote import StorePath
 from mmkd.store.encoding import VALID, ArraySpec, CosineError, tower_arrays
-from mmkd.store.hierarchy import Document, is_there, parse_document, read_json, sealed_content
+from mmkd.store.hierarchy import Document, canonical_sha256, is_there, parse_document, read_json, sealed_content
 from mmkd.store.layout import MAX_DIM, SOUND_BIT, TOWERS, Encoding, Tower, check_slug, is_slug, teacher_group
 
 
@@ -125,9 +123,7 @@ class TeacherCard(Document):
     def digest(self) -> str:
         """First 16 hex digits of the SHA-256 over everything that can change a feature."""
         names = {"weights_sha256", "preprocessing", "tokenizer_sha256", "context_length", "towers", "dim", "encoding"}
-        content = self.model_dump(include={*names, "loader", "normalized"})
-        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        return canonical_sha256(self.model_dump(include={*names, "loader", "normalized"}))[:16]
 
 
 def read_card(root: StorePath, slug: str) -> TeacherCard | None:
@@ -141,10 +137,8 @@ def read_card(root: StorePath, slug: str) -> TeacherCard | None:
         return None
     content = sealed_content(path, document)
     digest = content.pop("digest", None)
-    try:
+    with faults_as(CorruptStoreError, UserError, f"{path} is damaged"):  # of a slug that cannot be a folder
         card = parse_document(TeacherCard, content, path)
-    except UserError as error:  # of a slug that cannot be a folder
-        raise CorruptStoreError(f"{path}: {error}") from error
     if card.slug != slug:
         raise CorruptStoreError(f"{path} is the card of {card.slug!r}, expected {slug!r}; put the right file back")
     if card.digest != digest:

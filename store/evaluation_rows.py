@@ -15,10 +15,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Final, NamedTuple
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field
 
 from mmkd.base.config import Frozen, read_mapping, validated
 
@@ -71,29 +72,17 @@ class PromptFile(Frozen):
     negatives: TextsByClass = Field(default_factory=dict)
     notes: str = ""
 
-    @field_validator("templates")
-    @classmethod
-    def _templates_take_a_class(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
-        wrong = [template for template in templates if template.count(PLACE) != 1]
-        if wrong or not templates:
-            raise ValueError(f"template {wrong[0] if wrong else ''!r} must have one {PLACE}, where the class goes")
-        return templates
-
-    @field_validator("classes", "negatives")
-    @classmethod
-    def _every_class_has_texts(cls, classes: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-        for name, texts in classes.items():
+    def faults(self) -> Iterator[str]:
+        wrong = [template for template in self.templates if template.count(PLACE) != 1]
+        if wrong or not self.templates:
+            yield f"template {wrong[0] if wrong else ''!r} must have one {PLACE}, where the class goes"
+        for name, texts in chain(self.classes.items(), self.negatives.items()):
             if not texts:
-                raise ValueError(f"class {name!r} has no text")
+                yield f"class {name!r} has no text"
             if twice := [text for text, count in Counter(texts).items() if count > 1]:
-                raise ValueError(f"class {name!r} has the text {twice[0]!r} twice")
-        return classes
-
-    @model_validator(mode="after")
-    def _negatives_have_a_class(self) -> PromptFile:
+                yield f"class {name!r} has the text {twice[0]!r} twice"
         if alien := [name for name in self.negatives if name not in self.classes]:
-            raise ValueError(f"negatives of {alien[0]!r}, which is not among the classes {', '.join(self.classes)}")
-        return self
+            yield f"negatives of {alien[0]!r}, which is not among the classes {', '.join(self.classes)}"
 
     def prompts(self) -> Iterator[Prompt]:
         """Yield every text, class by class in the order of the file."""

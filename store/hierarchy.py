@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mmkd.base.errors import CorruptStoreError, NotAStoreError, StoreError
+from mmkd.base.errors import CorruptStoreError, NotAStoreError, StoreError, faults_as
 from mmkd.base.files import list_folder, write_atomically
 from mmkd.base.places.remote import RemotePath, StorePath
 
@@ -40,10 +40,14 @@ def parse_document(model: type[DocumentType], content: dict[str, Any] | bytes, p
         raise CorruptStoreError(f"{path}: {place}: {first['msg'].removeprefix('Value error, ')}") from error
 
 
+def canonical_sha256(content: object) -> str:
+    """Return the SHA-256 in hex over canonical JSON: sorted, no spaces, ASCII."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def seal_of(content: dict[str, Any]) -> str:
-    """Return the SHA-256 in hex over the canonical JSON (sorted, no spaces, ASCII) of `content` without its seal."""
-    bare = {name: value for name, value in content.items() if name != SEAL}
-    return hashlib.sha256(json.dumps(bare, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    """Return the SHA-256 in hex over the canonical JSON of `content` without its seal."""
+    return canonical_sha256({name: value for name, value in content.items() if name != SEAL})
 
 
 def group_document(content: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -114,7 +118,7 @@ def is_there(path: StorePath) -> bool:
 def read_file(path: StorePath, most: int | None = None) -> bytes:
     """Return the bytes of a regular file of at most `most` bytes. Raises CorruptStoreError if it cannot be read, is
     larger, or is something other than a regular file (a pipe would block)."""
-    try:
+    with faults_as(CorruptStoreError, OSError, f"{path} cannot be read", "; get permission, or a copy of it"):
         size = path.stat().st_size
         if isinstance(path, Path) and not path.is_file():
             what = "a folder" if path.is_dir() else "a device, pipe or socket"
@@ -122,10 +126,6 @@ def read_file(path: StorePath, most: int | None = None) -> bytes:
         if most is not None and size > most:
             raise CorruptStoreError(f"{path} has {size} bytes, expected at most {most}")
         return path.read_bytes()
-    except OSError as error:
-        raise CorruptStoreError(
-            f"{path} cannot be read: {error.strerror or error}; get permission, or put it back from a copy"
-        ) from error
 
 
 def list_part(root: StorePath, folder: str, pattern: str = "*") -> Sequence[StorePath]:
@@ -139,10 +139,8 @@ def list_part(root: StorePath, folder: str, pattern: str = "*") -> Sequence[Stor
 
 def read_json(path: StorePath) -> dict[str, Any]:
     """Parse a JSON object. Raises CorruptStoreError if it cannot be read, is none, or names a member twice."""
-    try:
+    with faults_as(CorruptStoreError, (ValueError, RecursionError), f"{path} is not JSON"):
         content = json.loads(read_file(path, MAX_DOCUMENT_BYTES), object_pairs_hook=_distinct_members)
-    except (ValueError, RecursionError) as error:
-        raise CorruptStoreError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise CorruptStoreError(f"{path} holds {type(content).__name__}, expected a JSON object")
     return content

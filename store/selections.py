@@ -17,22 +17,9 @@ from mmkd.base.config import Frozen
 from mmkd.base.errors import CorruptStoreError, FormatVersionError, TeacherMismatchError, UserError
 from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors, write_atomically
 from mmkd.base.places.remote import StorePath
+from mmkd.store import hierarchy
 from mmkd.store.card import TeacherCard
 from mmkd.store.chunk import checked_body, encode_chunk, pad_rows
-from mmkd.store.hierarchy import (
-    SEAL,
-    array_document,
-    document_fault,
-    group_document,
-    is_there,
-    list_part,
-    own_attributes,
-    parse_document,
-    read_file,
-    read_json,
-    seal_of,
-    write_document,
-)
 from mmkd.store.layout import check_slug, is_slug, shard_count
 from mmkd.store.record import Store
 
@@ -87,18 +74,18 @@ def write_selection(store: Store, name: str, kept: NDArray[np.bool_], card: Sele
     disk is full or read-only."""
     root = check_name(store.root, name)
     per_chunk, teachers = _rows_per_chunk(store), kept.shape[1]
-    document = array_document(kept.shape, (per_chunk, teachers), "uint8", axis="teacher")
+    document = hierarchy.array_document(kept.shape, (per_chunk, teachers), "uint8", axis="teacher")
     content = card.model_dump(mode="json")
-    document["attributes"] = {"mmkd": content | {SEAL: seal_of(content)}}
+    document["attributes"] = {"mmkd": content | {hierarchy.SEAL: hierarchy.seal_of(content)}}
     folder = root / FOLDER
     temporary = folder / f".{name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
     try:
-        write_document(temporary / "zarr.json", document)
+        hierarchy.write_document(temporary / "zarr.json", document)
         for number, start in enumerate(range(0, len(kept), per_chunk)):
             part = kept[start : start + per_chunk].astype(np.uint8)
             write_atomically(temporary / f"c/{number}/0", encode_chunk(pad_rows(part, per_chunk, 0))[0])
         if not (folder / "zarr.json").is_file():
-            write_document(folder / "zarr.json", group_document())
+            hierarchy.write_document(folder / "zarr.json", hierarchy.group_document())
         with disk_errors(folder / name):
             if (folder / name).exists():
                 check_name(store.root, name)
@@ -113,15 +100,15 @@ def _rows_per_chunk(store: Store) -> int:
 
 
 def selection_names(root: StorePath) -> list[str]:
-    folders = [path for path in list_part(root, FOLDER) if is_slug(path.name)]
-    return [path.name for path in folders if is_there(path / "zarr.json")]
+    folders = [path for path in hierarchy.list_part(root, FOLDER) if is_slug(path.name)]
+    return [path.name for path in folders if hierarchy.is_there(path / "zarr.json")]
 
 
 def read_selection(store: Store, name: str) -> Selection:
     """Read a selection and check every byte of it. Raises UserError if there is none of this name, or it is of other
     rows; FormatVersionError if it was written by a newer mmkd; CorruptStoreError if it was changed since."""
     folder = store.root / FOLDER / name
-    if not is_slug(name) or not is_there(folder / "zarr.json"):
+    if not is_slug(name) or not hierarchy.is_there(folder / "zarr.json"):
         known = ", ".join(selection_names(store.root)) or "none"
         raise UserError(f"{store.root} has no selection {name!r}; it has {known}; `mmkd select` makes one")
     card = read_selection_card(store.root, name)
@@ -134,7 +121,7 @@ def read_selection(store: Store, name: str) -> Selection:
     kept = np.zeros((shard_count(store.record.rows, per_chunk), per_chunk, teachers), dtype=np.uint8)
     for number in range(len(kept)):
         chunk = f"{FOLDER}/{name}/c/{number}/0"
-        body, _ = checked_body(read_file(store.root / chunk), per_chunk * teachers, chunk)
+        body, _ = checked_body(hierarchy.read_file(store.root / chunk), per_chunk * teachers, chunk)
         kept[number] = np.frombuffer(body, dtype=np.uint8).reshape(per_chunk, teachers)
     values = kept.reshape(-1, teachers)[: store.record.rows].astype(bool)
     if digest_of(values) != card.digest:
@@ -165,12 +152,13 @@ def read_selection_card(root: StorePath, name: str) -> SelectionCard:
     """Read what a selection says of itself. Raises FormatVersionError if it was written by a newer mmkd;
     CorruptStoreError if it was changed since."""
     folder = root / FOLDER / name
-    content = own_attributes(read_json(folder / "zarr.json")) or {}
+    content = hierarchy.own_attributes(hierarchy.read_json(folder / "zarr.json")) or {}
     if content.get("format") != FORMAT:
         raise FormatVersionError(f"{folder} is of selection format {content.get('format')!r}, this mmkd reads {FORMAT}")
-    if content.get(SEAL) != seal_of(content):
+    if content.get(hierarchy.SEAL) != hierarchy.seal_of(content):
         raise CorruptStoreError(f"{folder}/zarr.json was changed after it was written; run `mmkd select` again")
-    return parse_document(SelectionCard, {k: v for k, v in content.items() if k != SEAL}, folder / "zarr.json")
+    content.pop(hierarchy.SEAL)
+    return hierarchy.parse_document(SelectionCard, content, folder / "zarr.json")
 
 
 def selection_faults(store: Store, cards: Mapping[str, TeacherCard]) -> Iterator[tuple[str, str]]:
@@ -184,8 +172,8 @@ def selection_faults(store: Store, cards: Mapping[str, TeacherCard]) -> Iterator
             yield file, f"{error}; delete {FOLDER}/{name} first"
             continue
         chunk = (_rows_per_chunk(store), selection.kept.shape[1])
-        expected = array_document(selection.kept.shape, chunk, "uint8", axis="teacher")
-        if wrong := document_fault(read_json(store.root / file), expected):
+        expected = hierarchy.array_document(selection.kept.shape, chunk, "uint8", axis="teacher")
+        if wrong := hierarchy.document_fault(hierarchy.read_json(store.root / file), expected):
             yield file, f"{file} is not the metadata that its card asks for ({wrong}); delete {FOLDER}/{name} first"
         for what in _faults(selection, cards):
             yield file, f"selection {name!r} {what}; delete {FOLDER}/{name} and run `mmkd select` again"

@@ -159,7 +159,7 @@ def test_pretrained_is_relative_to_the_yaml_and_may_go(
     assert quiet(path).steps == 8
     card = export(tmp_path / "runs/pre", tmp_path / "student") / "README.md"
     assert "It began with w.safetensors." in card.read_text()
-    with pytest.raises(ConfigError, match=r"cannot read .*w\.safetensors: No such file"):
+    with pytest.raises(ConfigError, match=r"cannot read .*w\.safetensors \(No such file"):
         quiet(write_run(tmp_path, "pre2", student=student))
 
 

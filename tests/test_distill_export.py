@@ -215,7 +215,7 @@ def test_onnx_without_its_packages_is_one_line(
     finished: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(UserError, match=r"ONNX graphs need the package onnxscript; pip install .*\[onnx\]'"):
+    with pytest.raises(UserError, match=r"an ONNX graph needs the package 'onnxscript': pip install .*\[onnx\]'"):
         export(finished.out, tmp_path / "out", ["onnx"])
     assert not (tmp_path / "out").exists()
 

@@ -307,7 +307,7 @@ def test_wandb_without_a_login_is_one_line(training_scene: Path, monkeypatch: py
         raise wandb.errors.UsageError("No API key configured.\nUse `wandb login`.")
 
     monkeypatch.setattr(wandb, "init", refuse)
-    with pytest.raises(UserError, match=r"logging.wandb: No API key .*; run `wandb login`, set") as caught:
+    with pytest.raises(UserError, match=r"logging.wandb failed \(No API key .*\); run `wandb login`, set") as caught:
         quiet(write_run(training_scene, "no-login", logging={"wandb": "mine"}))
     assert "\n" not in str(caught.value)
 

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from pair_counts import count_pairs
 from sklearn.metrics import balanced_accuracy_score, f1_score, precision_score, recall_score, roc_auc_score
 
+from mmkd.base.arrays import Floats
 from mmkd.evaluate import metrics, official
 from mmkd.evaluate.measures import Measures
-from mmkd.evaluate.metrics import Floats, Labels, concordance, recall_at
+from mmkd.evaluate.metrics import Labels, concordance, recall_at
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.retrieval import TIE, rank_positives
 from mmkd.evaluate.scoring import BootstrapSettings

@@ -26,11 +26,11 @@ from mmkd.store.inspect import agreement as agreement_module
 from mmkd.store.inspect.agreement import cka_of, mutual_neighbors, nearest
 from mmkd.store.inspect.coverage import Coverage, shard_ranges
 from mmkd.store.inspect.findings import statistics_findings, store_findings
-from mmkd.store.inspect.html import statistics_html
 from mmkd.store.inspect.info import StoreInfo, activity, store_info
 from mmkd.store.inspect.pairs import hit_chance
 from mmkd.store.inspect.sampling import distribution, draw_rows, unit
 from mmkd.store.inspect.statistics import StoreStatistics, store_statistics
+from mmkd.store.inspect.tables import statistics_html
 from mmkd.store.inspect.towers import tower_statistics
 from mmkd.store.record import CorpusRecord
 from mmkd.store.writer import add_teacher, create_store
@@ -292,9 +292,9 @@ def test_statistics_render_in_a_notebook_with_every_text_escaped(statistics: Sto
     html = statistics_html(replace(statistics, root="<script>alert(1)</script>"))
     assert "<script>" not in html
     assert "&lt;script&gt;alert(1)" in html
-    assert html.count("<table>") == html.count("</table>") == 6
+    assert html.count("<table>") == html.count("</table>") == 7
     assert "captions are shifted" in html
-    assert "by modality</caption>" in html
-    assert "<caption>Labels of the whole store</caption>" in html
+    assert "<caption>by modality: i2t@10, in pools of all modalities</caption>" in html
+    assert "<caption>labels of the whole store</caption>" in html
     root = ElementTree.fromstring(f"<div>{html}</div>")
     assert root.find(".//th[@scope='row']").text == "base image"

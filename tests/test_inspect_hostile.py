@@ -19,9 +19,9 @@ from tiny_store import make_card
 
 from mmkd.cli.main import cli, main
 from mmkd.store import FeatureStore
-from mmkd.store.inspect.html import statistics_html
 from mmkd.store.inspect.pairs import OTHERS, modalities
 from mmkd.store.inspect.statistics import store_statistics
+from mmkd.store.inspect.tables import statistics_html
 from mmkd.store.record import CorpusRecord
 from mmkd.store.samples import read_part, sample_schema, with_columns, write_part
 from mmkd.store.writer import (

@@ -15,10 +15,10 @@ from tiny_store import make_card, make_store
 from mmkd.base.text import counted
 from mmkd.cli.store.stats import stats
 from mmkd.store import FeatureStore
-from mmkd.store.inspect.html import statistics_html
 from mmkd.store.inspect.pairs import MOST, modalities, modality_names, pair_cosines, pair_statistics
 from mmkd.store.inspect.sampling import unit
 from mmkd.store.inspect.statistics import store_statistics
+from mmkd.store.inspect.tables import statistics_html
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +85,8 @@ def test_the_modalities_are_on_the_screen_in_json_and_in_a_notebook(root: Path) 
     told = json.loads(CliRunner().invoke(stats, [str(root), "--json"]).stdout)
     assert {each["modality"] for each in told["pairs"][0]["modalities"]} == {"radiology", "pathology"}
     html = statistics_html(store_statistics(FeatureStore.open(root)))
-    assert "<caption>Image to caption R@10 by modality</caption>" in html
-    assert html.count('<th scope="row">radiology</th>') == 1
+    assert "<caption>by modality: i2t@10, in pools of all modalities</caption>" in html
+    assert html.count('<th scope="row">radiology</th>') == 2
 
 
 def test_one_modality_is_told_once(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from random_store import random_store
 
 from mmkd.cli.main import cli
 from mmkd.store import FeatureStore
-from mmkd.store.inspect.html import statistics_html
 from mmkd.store.inspect.info import store_info
 from mmkd.store.inspect.neighbors import neighbors
 from mmkd.store.inspect.outliers import outliers
@@ -23,6 +22,7 @@ from mmkd.store.inspect.sampling import draw_inputs
 from mmkd.store.inspect.show import view_row, view_shard
 from mmkd.store.inspect.statistics import STATISTICS, store_statistics
 from mmkd.store.inspect.table import StatisticTable
+from mmkd.store.inspect.tables import statistics_html
 from mmkd.store.report.content import Options
 from mmkd.store.report.page import write_report
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmkd.base.images.source import ImageSource
 from mmkd.base.images.uri import image_source
 from mmkd.extract.decoding import Threads, decode_windows
 from mmkd.extract.isolated_decoding import isolated_windows
@@ -24,11 +25,10 @@ def geometry(mode: str, color: str = "RGB") -> Geometry:
 
 
 @dataclass(frozen=True)
-class Broken:
+class Broken(ImageSource):
     """A source that raises what no source should."""
 
     error: type[Exception]
-    path: str = "x"
 
     def read(self) -> bytes:
         """Raise."""
@@ -55,7 +55,7 @@ def test_a_thin_image_is_refused_before_it_is_resized_or_done_in_bounded_memory(
 @pytest.mark.parametrize("error", [MemoryError, ValueError, RuntimeError, KeyError])
 def test_any_exception_is_the_rows(error: type[Exception], tmp_path: Path) -> None:
     Image.new("L", (30, 20), 9).save(tmp_path / "good.png")
-    sources = [Broken(error), image_source(str(tmp_path), "good.png")]
+    sources = [Broken(tmp_path, error), image_source(str(tmp_path), "good.png")]
     ((bad, good),) = decode_windows(sources, [geometry("shortest")], 8, Threads(1, 1))
     assert bad.reason == f"image: cannot be used ({error.__name__})"
     assert good.reason is None

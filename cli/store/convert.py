@@ -13,7 +13,7 @@ from mmkd.base.errors import ConfigError, CorpusError, StoreError
 from mmkd.base.files import list_folder
 from mmkd.base.places.remote import StorePath
 from mmkd.base.text import counted
-from mmkd.cli.params import ALLOW_LOSS, JSON, STORE_PATH, echo, progress_bar
+from mmkd.cli.params import ALLOW_LOSS, ANY_PATH, JSON, STORE_PATH, echo, progress_bar
 from mmkd.store import FeatureStore
 from mmkd.store.convert.clip_retrieval import ClipRetrievalFolder, export_npy
 from mmkd.store.convert.exports import export_archive, export_parquet, export_safetensors
@@ -26,13 +26,12 @@ if TYPE_CHECKING:
 
 
 @click.command("import")
-@click.argument("original", type=click.Path(path_type=Path))
+@click.argument("original", type=ANY_PATH)
 @STORE_PATH
 @click.option(
     "--features",
     type=click.Choice(["clips_output", "clips_project_output"]),
     default="clips_output",
-    show_default=True,
     help="File of the original release: the teachers' own features, or those mapped to 512 values.",
 )
 @click.option(
@@ -40,12 +39,7 @@ if TYPE_CHECKING:
     type=click.Choice(ENCODINGS),
     help="float16 takes half the space of float32, int8 a quarter.  [default: one that keeps every value]",
 )
-@click.option(
-    "--name",
-    default="clip-retrieval",
-    show_default=True,
-    help="Name of the teacher of a clip-retrieval folder or of bags.",
-)
+@click.option("--name", default="clip-retrieval", help="Name of the teacher of a clip-retrieval folder or of bags.")
 @ALLOW_LOSS
 @JSON
 def import_(
@@ -90,7 +84,7 @@ def _source(original: Path, features: str, name: str, allow_loss: tuple[str, ...
 
 @click.command()
 @STORE_PATH
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=ANY_PATH)
 @click.option(
     "--layout",
     type=click.Choice(["npy", "parquet", "safetensors", "original", "zarr"]),
@@ -106,7 +100,6 @@ def _source(original: Path, features: str, name: str, allow_loss: tuple[str, ...
     "--images",
     type=click.Choice(["link", "copy", "none"]),
     default="none",
-    show_default=True,
     help="For --layout original: put the images below OUT, where the release's loader looks for them.",
 )
 @ALLOW_LOSS

@@ -17,19 +17,17 @@ from mmkd.base.files import write_atomically
 from mmkd.base.install import install_command
 from mmkd.base.places.remote import StorePath
 from mmkd.base.text import counted
-from mmkd.cli.params import JSON, SAMPLE, SEED, STORE_PATH, TEACHERS, Names, echo
+from mmkd.cli.params import ANY_PATH, JSON, SAMPLE, SEED, STORE_PATH, TEACHERS, Names, echo
 from mmkd.cli.store.info import finding_lines
 from mmkd.store import FeatureStore
 from mmkd.store.inspect.projection import Method, X, Y, atlas_table
 
-PROJECTION = click.option(
-    "--projection", type=click.Choice(["pca", "umap"]), default="pca", show_default=True, help="Method of the map."
-)
+PROJECTION = click.option("--projection", type=click.Choice(["pca", "umap"]), default="pca", help="Method of the map.")
 
 
 @click.command()
 @STORE_PATH
-@click.argument("out", metavar="OUT.html", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT.html", type=ANY_PATH)
 @TEACHERS
 @SAMPLE(default="8192")
 @SEED
@@ -58,7 +56,7 @@ def report(
 @SAMPLE(default="100000")
 @SEED
 @PROJECTION
-@click.option("--out", type=click.Path(path_type=Path), help="Only write the rows to this Parquet file.")
+@click.option("--out", type=ANY_PATH, help="Only write the rows to this Parquet file.")
 def atlas(path: StorePath, teacher: str, sample: int | None, seed: int, projection: Method, out: Path | None) -> None:
     """Explore rows in embedding-atlas, which serves them on this machine until Ctrl-C."""
     program = shutil.which("embedding-atlas")

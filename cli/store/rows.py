@@ -12,7 +12,7 @@ from mmkd.base.errors import CorruptStoreError, UserError
 from mmkd.base.lock import only_writer
 from mmkd.base.places.remote import StorePath, as_root
 from mmkd.base.text import counted
-from mmkd.cli.params import ALLOW_LOSS, JSON, STORE_PATH, TEACHERS, Names, echo, progress_bar
+from mmkd.cli.params import ALLOW_LOSS, ANY_PATH, JSON, STORE_PATH, TEACHERS, Names, echo, progress_bar
 from mmkd.store import FeatureStore
 from mmkd.store.convert.importing import import_features
 from mmkd.store.convert.rows import StoreRows, check_target, chosen_rows
@@ -53,11 +53,11 @@ def _write_rows(
 
 @click.command()
 @click.argument("url", metavar="URL", type=as_root)
-@click.argument("out", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("out", metavar="DIR", type=ANY_PATH)
 @TEACHERS
 @click.option("--shards", metavar="FIRST:END", help="Shards whose features to copy, END not included.  [default: all]")
-@click.option("--workers", type=click.IntRange(1, 256), default=8, show_default=True, help="Files to copy at a time.")
-@click.option("--inputs/--no-inputs", default=True, show_default=True, help="Also copy training inputs.")
+@click.option("--workers", type=click.IntRange(1, 256), default=8, help="Files to copy at a time.")
+@click.option("--inputs/--no-inputs", default=True, help="Also copy training inputs.")
 @JSON
 def pull(
     url: StorePath, out: Path, teachers: Names, shards: str | None, workers: int, inputs: bool, as_json: bool
@@ -134,11 +134,7 @@ def append(path: StorePath, corpus: str) -> None:
 @STORE_PATH
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option(
-    "--corpus",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Number of the corpus; appended corpora follow 0.",
+    "--corpus", type=click.IntRange(min=0), default=0, help="Number of the corpus; appended corpora follow 0."
 )
 def relocate(path: StorePath, folder: Path, corpus: int) -> None:
     """Record in STORE that the images of a corpus are in FOLDER now. No feature or row changes."""

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmkd.base.errors import ConfigError, TeacherError, UserError
-from mmkd.base.install import install_command
+from mmkd.base.install import import_extra
 from mmkd.base.places.remote import StorePath
 from mmkd.base.text import counted, number, table_lines
-from mmkd.cli.params import JSON, SEED, STORE_PATH, TEACHERS, Names, echo
+from mmkd.cli.params import ANY_PATH, JSON, SEED, STORE_PATH, TEACHERS, Names, echo
 from mmkd.store import FeatureStore
 from mmkd.store.inspect import neighbors as search
 from mmkd.store.inspect.rows import find_row, find_shard
@@ -66,12 +66,10 @@ def show(path: StorePath, what: str, image: bool, teachers: Names, seed: int, as
 @STORE_PATH
 @click.argument("key", metavar="[KEY|ROW]", required=False)
 @click.option("--text", help="Words to search for, encoded by the teacher.")
-@click.option("--image", type=click.Path(path_type=Path), help="Picture to search for, encoded by the teacher.")
+@click.option("--image", type=ANY_PATH, help="Picture to search for, encoded by the teacher.")
 @click.option("--teacher", required=True, help="Name in the store; NAME=local-dir:/path if its weights are elsewhere.")
-@click.option(
-    "--among", type=click.Choice(["image", "text"]), default="image", show_default=True, help="Features to search."
-)
-@click.option("--top", default=10, show_default=True, help="Number of rows to list.")
+@click.option("--among", type=click.Choice(["image", "text"]), default="image", help="Features to search.")
+@click.option("--top", default=10, help="Number of rows to list.")
 @JSON
 def neighbors(
     path: StorePath,
@@ -188,17 +186,13 @@ def draw(image: Image.Image) -> None:
     output is not a terminal, or the package that draws is not installed."""
     if not sys.stdout.isatty():
         raise UserError("--image draws into a terminal, and standard output is not one; leave --image out")
-    try:
-        from rich.console import Console
-        from textual_image.renderable import Image as Drawing
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"--image needs the package {error.name!r}: {install_command('terminal')}, or leave --image out"
-        ) from error
+    drawing = import_extra("textual_image.renderable", "terminal", "--image", ", or leave --image out")
+    from rich.console import Console
+
     # An `auto` side follows from the other and the picture's shape: a wide picture is bound by the terminal's width.
     console = Console()
     columns = min(console.width, round(2 * HEIGHT_LINES * image.width / image.height))
-    console.print(Drawing(image.convert("RGB"), width=max(columns, 1), height="auto"))
+    console.print(drawing.Image(image.convert("RGB"), width=max(columns, 1), height="auto"))
 
 
 def _short(caption: str | None) -> str:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from mmkd.base.config import Frozen
-from mmkd.base.errors import CorruptStoreError, FormatVersionError, TeacherMismatchError, UserError
+from mmkd.base.errors import CorruptStoreError, FormatVersionError, TeacherMismatchError, UserError, faults_as
 from mmkd.base.files import write_atomically
 from mmkd.store.card import TeacherCard
 from mmkd.store.convert.exports import encode_safetensors
@@ -149,12 +149,10 @@ def load(path: Path) -> Alignment:
     it; CorruptStoreError if its bytes are not what was written, or its shapes do not fit its card."""
     if not path.is_file():
         raise UserError(f"no alignment at {path}; `mmkd align STORE RUN.yaml` writes one")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-    except (SafetensorError, OSError) as error:
-        raise CorruptStoreError(f"{path} is not a whole safetensors file: {error}; fit the alignment again") from error
+    fault, advice = f"{path} is not a whole safetensors file", "; fit the alignment again"
+    with faults_as(CorruptStoreError, (SafetensorError, OSError), fault, advice), safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
     if "mmkd" not in metadata:
         raise UserError(f"{path} is a safetensors file but no alignment; `mmkd align STORE RUN.yaml` writes one")
     card = _read_card(path, metadata["mmkd"])
@@ -177,10 +175,8 @@ def load(path: Path) -> Alignment:
 
 
 def _read_card(path: Path, text: str) -> AlignmentCard:
-    try:
+    with faults_as(CorruptStoreError, (ValueError, RecursionError), f"{path}: its card is not JSON"):
         content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CorruptStoreError(f"{path}: its card is not JSON: {error}") from error
     if isinstance(content, dict) and content.get("format") != FORMAT:
         raise FormatVersionError(
             f"{path} is of alignment format {content.get('format')!r}, this mmkd reads {FORMAT}; install a newer"

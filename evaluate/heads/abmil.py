@@ -6,13 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
+from mmkd.base.arrays import Floats, Ints
 from mmkd.evaluate.features import BagFeatures
 from mmkd.evaluate.heads.settings import MilSettings, Trained
 from mmkd.evaluate.heads.torch_training import reproducible, train_until_worse
-from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.splits import Round
 
 
@@ -44,10 +43,10 @@ class MilTask(NamedTuple):
     """Objective of a network: its number of outputs, and the loss of outputs (b, K) of the bags with these indices."""
 
     outputs: int
-    loss: Callable[[torch.Tensor, NDArray[np.int64]], torch.Tensor]
+    loss: Callable[[torch.Tensor, Ints], torch.Tensor]
 
 
-def classify_task(y: NDArray[np.int64], classes: int) -> MilTask:
+def classify_task(y: Ints, classes: int) -> MilTask:
     """Cross-entropy over classes; `y` is int64 (n,), the class of every bag."""
     labels = torch.from_numpy(y)
     return MilTask(classes, lambda outputs, chosen: nn.functional.cross_entropy(outputs, labels[chosen]))
@@ -65,7 +64,7 @@ def fit_predict(
         scale = float(1 / np.sqrt(np.concatenate(squares).mean()))
         network = GatedAttention(bags.patches(int(one.train[0])).shape[1], task.outputs, settings, scale)
 
-        def outputs(chosen: NDArray[np.int64]) -> torch.Tensor:
+        def outputs(chosen: Ints) -> torch.Tensor:
             parts = [chosen[start : start + settings.batch] for start in range(0, len(chosen), settings.batch)]
             return torch.cat([network(*_batch(bags, part)) for part in parts])
 
@@ -83,7 +82,7 @@ def fit_predict(
 
 
 def _batch(
-    bags: BagFeatures, chosen: NDArray[np.int64], most: int | None = None, rng: np.random.Generator | None = None
+    bags: BagFeatures, chosen: Ints, most: int | None = None, rng: np.random.Generator | None = None
 ) -> tuple[torch.Tensor, list[int]]:
     """Return patches of bags and their sizes; of a bag with more than `most`, that many drawn at random."""
     patches = []

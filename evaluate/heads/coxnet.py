@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 from sklearn.preprocessing import StandardScaler
 
+from mmkd.base.arrays import Bools, Floats, Objects
 from mmkd.base.config import Frozen
-from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.splits import draw_folds
 from mmkd.store import UserError
 
@@ -26,7 +26,7 @@ TOLERANCE = 1e-5
 class PartialLikelihood:
     """Cox's negative log partial likelihood with Efron's treatment of ties (Efron 1977, JASA 72:557, equation 5.2)."""
 
-    def __init__(self, time: Floats, event: NDArray[np.bool_]) -> None:
+    def __init__(self, time: Floats, event: Bools) -> None:
         self._order = np.argsort(time, kind="stable")
         ranked, seen = time[self._order], event[self._order]
         _, self._first, group = np.unique(ranked, return_index=True, return_inverse=True)
@@ -78,8 +78,8 @@ class Cohort:
 
     x: Floats
     time: Floats
-    event: NDArray[np.bool_]
-    group: NDArray[np.object_]
+    event: Bools
+    group: Objects
 
     def take(self, chosen: NDArray[Any]) -> Cohort:
         return Cohort(self.x[chosen], self.time[chosen], self.event[chosen], self.group[chosen])
@@ -132,9 +132,7 @@ def penalties(x: Floats, cohort: Cohort, settings: CoxnetSettings) -> Floats:
     return np.asarray(np.geomspace(1.0, settings.smallest_alpha, settings.alphas) * max(largest, TOLERANCE))
 
 
-def fit_path(
-    x: Floats, likelihood: PartialLikelihood, alphas: Floats, l1_ratio: float
-) -> tuple[Floats, NDArray[np.bool_]]:
+def fit_path(x: Floats, likelihood: PartialLikelihood, alphas: Floats, l1_ratio: float) -> tuple[Floats, Bools]:
     """Minimize L(x b) / n + alpha * (l1_ratio * |b|_1 + (1 - l1_ratio) / 2 * |b|_2^2) for each of `alphas`, float64
     (steps,), descending, by accelerated proximal steps (Beck and Teboulle 2009, FISTA with backtracking), whose
     momentum restarts when it points uphill (O'Donoghue and Candes 2015, section 3.2). Returns coefficients,

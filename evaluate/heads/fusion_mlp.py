@@ -6,23 +6,22 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
+from mmkd.base.arrays import Bools, Ints, Singles
 from mmkd.evaluate.heads.settings import FusionSettings, Trained
 from mmkd.evaluate.heads.torch_training import reproducible, train_until_worse
 
 
 @dataclass(frozen=True)
 class Questions:
-    """Questions about images. image, text: float32 (n, D), unit length. answer: int64 (n,), -1 outside the
-    vocabulary."""
+    """Questions about images. image, text: float32 (n, D), unit length. answer: int64 (n,), -1 for an unknown one."""
 
-    image: NDArray[np.float32]
-    text: NDArray[np.float32]
-    answer: NDArray[np.int64]
+    image: Singles
+    text: Singles
+    answer: Ints
 
-    def take(self, chosen: NDArray[np.bool_]) -> Questions:
+    def take(self, chosen: Bools) -> Questions:
         return Questions(self.image[chosen], self.text[chosen], self.answer[chosen])
 
     def fused(self) -> torch.Tensor:
@@ -34,7 +33,7 @@ class Questions:
 
 def fit_predict(
     train: Questions, val: Questions, test: Questions, *, words: int, settings: FusionSettings, seed: int
-) -> tuple[NDArray[np.int64], Trained]:
+) -> tuple[Ints, Trained]:
     """Train on questions with a known answer, stop by the validation accuracy. Returns the answer of every test
     question, int64 (m,), and the outcome of the training. `words`: size of the vocabulary."""
     known = train.take(train.answer >= 0)

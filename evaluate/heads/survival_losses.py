@@ -4,12 +4,11 @@ import warnings
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional
 from torchsurv.loss.cox import neg_partial_log_likelihood
 
+from mmkd.base.arrays import Bools, Floats, Ints
 from mmkd.evaluate.heads.abmil import MilTask
-from mmkd.evaluate.metrics import Floats
 
 
 def cox_loss(log_hazard: torch.Tensor, time: torch.Tensor, event: torch.Tensor) -> torch.Tensor:
@@ -24,13 +23,13 @@ def cox_loss(log_hazard: torch.Tensor, time: torch.Tensor, event: torch.Tensor) 
     return total / event.sum()
 
 
-def time_bins(time: Floats, event: NDArray[np.bool_], bins: int) -> Floats:
+def time_bins(time: Floats, event: Bools, bins: int) -> Floats:
     """Return inner edges, float64 (at most bins - 1,): quantiles of the event times of the training subjects. Published
     code takes them from test patients too (SurvPath); that leaks."""
     return np.unique(np.quantile(time[event], np.linspace(0, 1, bins + 1)[1:-1]))
 
 
-def bin_of(time: Floats, edges: Floats) -> NDArray[np.int64]:
+def bin_of(time: Floats, edges: Floats) -> Ints:
     """Bin of every time, int64 (n,): bin b holds times in [edge b-1, edge b)."""
     return np.searchsorted(edges, time, side="right").astype(np.int64)
 
@@ -50,13 +49,13 @@ def risk_of_hazards(logits: Floats) -> Floats:
     return np.asarray(-np.cumprod(1 / (1 + np.exp(logits)), axis=1).sum(axis=1))
 
 
-def cox_task(time: Floats, event: NDArray[np.bool_]) -> MilTask:
+def cox_task(time: Floats, event: Bools) -> MilTask:
     """Return one log-hazard per bag; the risk set of a step is its batch."""
     times, events = torch.from_numpy(time), torch.from_numpy(event)
     return MilTask(1, lambda outputs, chosen: cox_loss(outputs, times[chosen], events[chosen]))
 
 
-def hazard_task(time: Floats, event: NDArray[np.bool_], seen: NDArray[np.int64], bins: int) -> MilTask:
+def hazard_task(time: Floats, event: Bools, seen: Ints, bins: int) -> MilTask:
     """Return hazards in bins whose edges come from the bags `seen` in training."""
     edges = time_bins(time[seen], event[seen], bins)
     places, events = torch.from_numpy(bin_of(time, edges)), torch.from_numpy(event)

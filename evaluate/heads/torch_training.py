@@ -6,16 +6,15 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
+from mmkd.base.arrays import Ints
 from mmkd.evaluate.heads.settings import Trained, TrainingBudget
 
 
 @contextmanager
 def reproducible(seed: int) -> Iterator[None]:
-    """Use one thread and a seeded generator inside the block; restore both afterwards. Sums over several threads depend
-    on their number."""
+    """Use one thread (sums depend on their number) and a seeded generator inside the block; restore both afterwards."""
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -29,9 +28,9 @@ def reproducible(seed: int) -> Iterator[None]:
 def train_until_worse(
     head: nn.Module,
     settings: TrainingBudget,
-    rows: NDArray[np.int64],
+    rows: Ints,
     rng: np.random.Generator,
-    loss: Callable[[NDArray[np.int64]], torch.Tensor],
+    loss: Callable[[Ints], torch.Tensor],
     validation: Callable[[], float],
 ) -> Trained:
     """Train until the validation loss has not fallen for a while; leave the best epoch's weights in `head`. rows: int64

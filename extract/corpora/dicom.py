@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
-from pydantic import field_validator
 from pydicom.dataset import Dataset
 
 from mmkd.base.errors import UnreachableError
@@ -46,12 +45,9 @@ class DicomCorpus(SampleCorpus):
 
     suffixes = DICOM
 
-    @field_validator("image_members")
-    @classmethod
-    def _images_are_dicom(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if names:
-            raise ValueError("the images of a DICOM corpus are its DICOM files; leave it out")
-        return names
+    def faults(self) -> Iterator[str]:
+        if self.image_members:
+            yield "image_members: the images of a DICOM corpus are its DICOM files; leave it out"
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from mmkd.base.config import Frozen
 from mmkd.base.errors import CorpusError
@@ -41,12 +41,10 @@ class Draw(Frozen):
     """Unit of splitting: the sample's `key`, its file's `name` or `stem`, or a label such as the patient."""
     seed: int = 0
 
-    @model_validator(mode="after")
-    def _shares_are_one(self) -> Draw:
+    def faults(self) -> Iterator[str]:
         total = self.train + self.val + self.test
         if abs(total - 1) > 1e-9:
-            raise ValueError(f"shares of draw make {total:g}, expected 1")
-        return self
+            yield f"shares of draw make {total:g}, expected 1"
 
     def split(self, dataset: str, value: str | None) -> str | None:
         """Return the split of a value, which is compared as all text is; None for no value."""
@@ -75,13 +73,11 @@ class Join(Frozen):
     fold_files: tuple[str, ...] = ()
     """CSV files, one for each fold, whose column `test` lists keys, as CLAM writes them; they become `fold`."""
 
-    @model_validator(mode="after")
-    def _has_a_source(self) -> Join:
+    def faults(self) -> Iterator[str]:
         if self.table is None and not self.fold_files:
-            raise ValueError("join needs `table` or `fold_files`")
+            yield "join needs `table` or `fold_files`"
         if self.fold_columns is not None and (self.table is None or self.fold_files):
-            raise ValueError("join takes folds from `fold_columns` of its `table` or from `fold_files`, not from both")
-        return self
+            yield "join takes folds from `fold_columns` of its `table` or from `fold_files`, not from both"
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 extra are loaded on use."""
 
 import difflib
-import importlib
 import posixpath
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 
 from mmkd.base.config import filled, read_mapping, user_roots, validated
 from mmkd.base.errors import ConfigError, CorpusError
-from mmkd.base.install import install_command
+from mmkd.base.install import import_extra
 from mmkd.base.places.reading import join, read_range
 from mmkd.base.places.remote import RemotePath, StorePath, as_root
 from mmkd.extract.corpora.evaluation_set import Draw, EvaluationSet, Join
@@ -102,10 +101,7 @@ def open_corpus(location: str) -> Corpus:
 
 def _reader(kind: str) -> Any:
     module, name, _, extra, _ = KINDS[kind]
-    try:
-        return getattr(importlib.import_module(module), name)
-    except ImportError as error:
-        raise CorpusError(f"a {kind} corpus needs {error.name}; install it with: {install_command(extra)}") from error
+    return getattr(import_extra(module, extra, f"a {kind} corpus"), name)
 
 
 def _folder(place: StorePath, location: str) -> Corpus:

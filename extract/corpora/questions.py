@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
-from mmkd.base.errors import CorpusError
+from mmkd.base.errors import CorpusError, faults_as
 from mmkd.extract.corpora.files import DICOM, PICTURES, FileCorpus
 from mmkd.extract.corpora.row import CorpusRow, Ignored, Part, as_label, first_text
 from mmkd.extract.corpora.tabular import check_names, label_names
@@ -88,11 +88,9 @@ class QuestionsCorpus(FileCorpus):
         """Return the questions of one file. Raises CorpusError if it is not JSON, not a list of questions."""
         if part.size > _MAX_BYTES:
             raise CorpusError(f"{self.path}: {part.name} has more than {_MAX_BYTES >> 20} MB; is it a question file?")
-        with self.open_part(part) as file:
-            try:
-                content = json.load(file)
-            except (ValueError, RecursionError) as error:
-                raise CorpusError(f"{self.path}: {part.name} is not JSON: {error}; download it again") from error
+        fault, advice = f"{self.path}: {part.name} is not JSON", "; download it again"
+        with self.open_part(part) as file, faults_as(CorpusError, (ValueError, RecursionError), fault, advice):
+            content = json.load(file)
         if not isinstance(content, list) or not all(isinstance(record, dict) for record in content):
             raise CorpusError(
                 f"{self.path}: {part.name} holds {type(content).__name__}, expected a list of questions; "

@@ -298,9 +298,7 @@ def tar_members(file: IO[bytes], name: str) -> Iterator[Member | Ignored | Damag
     try:
         archive = tarfile.open(fileobj=_Bounded(file), mode="r:")  # type: ignore[call-overload]  # noqa: SIM115
     except (tarfile.ReadError, EOFError) as error:
-        raise CorpusError(
-            f"{name} is not an uncompressed tar ({error}); mmkd reads images in place: gunzip compressed tars first"
-        ) from error
+        raise CorpusError(f"{name} is not an uncompressed tar ({error}); gunzip compressed tars") from error
     while True:
         try:
             member = archive.next()

@@ -61,12 +61,9 @@ class TableCorpus(TabularCorpus):
         except LookupError as error:
             raise ValueError(f"encoding is {name!r}, expected a name such as utf-8, latin-1 or cp1252") from error
 
-    @field_validator("delimiter")
-    @classmethod
-    def _delimiter_is_one_character(cls, text: str | None) -> str | None:
-        if text is not None and (len(text) != 1 or text in '\r\n"'):
-            raise ValueError(f"delimiter is {text!r}, expected one character")
-        return text
+    def faults(self) -> Iterator[str]:
+        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '\r\n"'):
+            yield f"delimiter is {self.delimiter!r}, expected one character"
 
     @field_validator("caption_template", "image_template")
     @classmethod
@@ -187,8 +184,7 @@ def _lines(file: IO[bytes], where: str, encoding: str) -> Iterator[str]:
 
 
 def _json_records(lines: Iterator[str], where: str) -> Iterator[Record]:
-    """Yield records of a JSONL file; empty lines are skipped, and a bad line after the first is a fault of its own.
-    Raises CorpusError if the first line is not a JSON object."""
+    """Yield records of a JSONL file; empty lines are skipped, and a bad line after the first is a fault of its own."""
     first = True
     for number, line in enumerate(lines, 1):
         if not line.strip():

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mmkd.base.errors import TeacherError, cause
+from mmkd.base.errors import TeacherError, faults_as
 from mmkd.base.images.decoding import decode
 from mmkd.base.images.source import ImageError
 from mmkd.extract.teachers.geometry import geometry_of, pixels_of
@@ -166,25 +166,18 @@ def read_golden(folder: Path, slug: str) -> list[GoldenSample]:
     published = known_teacher(slug)
     spellings = {slug, *((published.name, *published.also_called) if published else ())}
     meta = folder / "meta.jsonl"
-    try:
+    advice = "; --golden wants the original's folder with meta.jsonl"
+    with faults_as(TeacherError, (OSError, ValueError), f"cannot read {meta}", advice):
         lines = [json.loads(line) for line in meta.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise TeacherError(
-            f"cannot read {meta} ({error}); --golden wants the original's folder with meta.jsonl"
-        ) from error
     samples: list[GoldenSample] = []
     for line in lines:
-        try:
+        with faults_as(TeacherError, (KeyError, TypeError), f"{meta} has a line without id, imgpath or txt"):
             key, image, caption = str(line["id"]), folder / str(line["imgpath"]), str(line["txt"])
-        except (KeyError, TypeError) as error:
-            raise TeacherError(f"{meta} has a line without {error}; expected id, imgpath, txt") from error
         if not image.is_file():
             continue  # copies of the release may hold some of its samples only
         path = image.parent / "clips_output.pt"
-        try:
+        with faults_as(TeacherError, (OSError, RuntimeError, EOFError, pickle.UnpicklingError), f"cannot read {path}"):
             features: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise TeacherError(f"cannot read {path} ({cause(error, 120)})") from error
         names = {name.removesuffix("_img") for name in features if name.endswith("_img")} & spellings
         vectors = ((features[f"{name}_img"], features[f"{name}_txt"]) for name in sorted(names))
         samples += [GoldenSample(key, image, caption, *pair) for pair in vectors]
@@ -255,7 +248,5 @@ def pictures_in(folder: Path) -> list[Image.Image]:
 
 def _decoded(path: Path) -> Image.Image:
     """Return a picture as extraction decodes it. Raises TeacherError if it cannot be decoded."""
-    try:
+    with faults_as(TeacherError, (OSError, ImageError), f"{path} is a broken picture", "; remove it and run again"):
         return decode(path.read_bytes())
-    except (OSError, ImageError) as error:
-        raise TeacherError(f"{path} is a broken picture ({error}); remove it and run again") from error

@@ -10,7 +10,7 @@ from huggingface_hub import errors as hub_errors
 from pydantic import BaseModel, ValidationError, model_validator
 from torch import nn
 
-from mmkd.base.errors import TeacherError, cause
+from mmkd.base.errors import TeacherError, faults_as
 from mmkd.extract.teachers.source import Source, read_json, text_sources, tokenizer_folder
 from mmkd.extract.teachers.spec import HF_HUB, TeacherSpec
 from mmkd.extract.teachers.tokenizer import TokenizerPlan
@@ -76,12 +76,9 @@ def forward_settings(config: dict[str, Any]) -> dict[str, Any]:
     Raises TeacherError if transformers does not know the architecture, or it would run code of its own."""
     kind = config.get("model_type")
     fields = {name: value for name, value in config.items() if name != "model_type"}
-    try:
+    advice = "; write an encoder of your own"
+    with faults_as(TeacherError, _REFUSED, f"text tower of type {kind!r} is not known to transformers", advice):
         whole = transformers.AutoConfig.for_model(kind, **fields)
-    except _REFUSED as error:
-        raise TeacherError(
-            f"text tower of type {kind!r} is not known to transformers; write an encoder of your own"
-        ) from error
     return {name: getattr(whole, name, None) for name in _BERT_BASE}
 
 
@@ -96,11 +93,8 @@ def make_config(spec: TeacherSpec, content: dict[str, Any]) -> Any:
         )
     # The dtype says how the file was saved; we compute in float32 unless the spec says otherwise.
     fields = {name: value for name, value in content.items() if name not in ("model_type", "torch_dtype", "dtype")}
-    try:
-        with quiet():
-            return transformers.AutoConfig.for_model(kind, **fields)
-    except _REFUSED as error:
-        raise spec.error(f"config.json of type {kind!r} cannot be used ({cause(error, 160)})") from error
+    with faults_as(spec.error, _REFUSED, f"config.json of type {kind!r} cannot be used"), quiet():
+        return transformers.AutoConfig.for_model(kind, **fields)
 
 
 def build_strictly(model_class: Any, config: Any, weights: StateDict, where: str, **arguments: Any) -> nn.Module:
@@ -108,11 +102,9 @@ def build_strictly(model_class: Any, config: Any, weights: StateDict, where: str
     and buffers of older releases (Swin's `attention.self.query`). Raises TeacherError naming every missing, unexpected
     and ill-shaped key."""
     arguments |= {"config": config, "state_dict": weights, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    try:
-        with quiet():
-            model, info = model_class.from_pretrained(None, **arguments)
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise TeacherError(f"{where} does not fit a {model_class.__name__} ({cause(error)})") from error
+    errors = (RuntimeError, ValueError, KeyError, TypeError)
+    with faults_as(TeacherError, errors, f"{where} does not fit a {model_class.__name__}"), quiet():
+        model, info = model_class.from_pretrained(None, **arguments)
     shapes = [key if isinstance(key, str) else " ".join(map(str, key)) for key in info["mismatched_keys"]]
     if problems := key_problems(info["missing_keys"], info["unexpected_keys"], shapes):
         raise TeacherError(f"{where} does not fit a {model_class.__name__} of this config.json: {problems}")

@@ -73,9 +73,7 @@ class LoadedTeacher:
         if compiled:
             compiler = os.environ.get("CXX", "g++")
             if self.device.type == "cpu" and shutil.which(compiler) is None:
-                raise TeacherError(
-                    f"worker.compile needs the C++ compiler {compiler!r}, which is not here; leave it off"
-                )
+                raise TeacherError(f"worker.compile needs the C++ compiler {compiler!r}, not found here; leave it off")
             # On a CPU shapes are fixed, and one code for several would depend on which came first.
             dynamic = self.device.type != "cpu"
             self._encode = {tower: torch.compile(encode, dynamic=dynamic) for tower, encode in self._encode.items()}

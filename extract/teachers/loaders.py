@@ -14,13 +14,14 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmkd.base.errors import TeacherError, cause, did_you_mean
+from mmkd.base.errors import TeacherError, cause, did_you_mean, faults_as
 from mmkd.extract.teachers.loaded import LoadedTeacher, out_of_memory
-from mmkd.extract.teachers.source import Source, read_json, settings_sha256, source_of
+from mmkd.extract.teachers.source import Source, read_json, source_of
 from mmkd.extract.teachers.spec import AUTO, HF_HUB, LOCAL_DIR, Teacher, TeacherSpec
 from mmkd.extract.teachers.tokenizer import TokenizerPlan
 from mmkd.extract.teachers.weights import read_temperature, weights_identity
 from mmkd.store import Preprocessing, TeacherCard
+from mmkd.store.hierarchy import canonical_sha256
 from mmkd.store.layout import TOWERS, Tower
 
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "tokenizers", "pillow")
@@ -95,7 +96,7 @@ class Plan:
             tokenizer_sha256=tokenizer.sha256() if tokenizer else "",
             context_length=tokenizer.context_length if tokenizer else 0,
             dim=self.dim,
-            loader=f"{self.loader}:{settings_sha256(settings)[:12]}",
+            loader=f"{self.loader}:{canonical_sha256(settings)[:12]}",
             logit_scale=next((scale for scale in scales if scale is not None), None),
             license=self.spec.license,
             versions={name: version(name) for name in LIBRARIES},
@@ -223,10 +224,8 @@ def find_loader(spec: TeacherSpec) -> TeacherLoader:
         hint = did_you_mean(name, names, f"there are {', '.join(names)}")
         raise spec.error(f"there is no loader {name!r}; {hint}")
     where = f"entry point {name!r} ({plugins[name].value})"
-    try:
+    with faults_as(TeacherError, (ImportError, AttributeError), f"{where} cannot be loaded", "; reinstall its package"):
         loader: TeacherLoader = plugins[name].load()
-    except (ImportError, AttributeError) as error:
-        raise TeacherError(f"{where} cannot be loaded: {error}; reinstall its package") from error
     if lacking := [method for method in ("describe", "load") if not callable(getattr(loader, method, None))]:
         raise TeacherError(f"{where} has no method {' and no '.join(lacking)}; see docs/teachers.md")
     return loader

@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, JsonValue, ValidationError
 from torch import nn
 
 from mmkd.base.config import merged
-from mmkd.base.errors import cause, did_you_mean
+from mmkd.base.errors import did_you_mean, faults_as
 from mmkd.extract.teachers.hugging_face import forward_settings, text_config
 from mmkd.extract.teachers.loaders import FileLoader, Plan, read_options
 from mmkd.extract.teachers.source import read_json, source_of, tokenizer_folder, weight_files
@@ -105,8 +105,7 @@ def _configurations(spec: TeacherSpec, options: OpenClipOptions) -> tuple[dict[s
 
 
 def _settings(spec: TeacherSpec, model: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of `model_cfg` that changes a feature, without what equals open_clip's default. Raises
-    TeacherError for a key that the installed open_clip does not know."""
+    """Return the part of `model_cfg` that changes a feature, without what equals open_clip's default."""
     settings = {name: value for name, value in model.items() if name not in ("vision_cfg", "text_cfg")}
     for section, defaults in (("vision_cfg", CLIPVisionCfg), ("text_cfg", CLIPTextCfg)):
         known = {field.name: field.default for field in dataclasses.fields(defaults)}
@@ -199,10 +198,9 @@ def _build(plan: Plan) -> nn.Module:
             # open_clip asks AutoConfig for this name even when the weights are local: give it a folder.
             Path(folder, "config.json").write_text(json.dumps(plan.text_config), encoding="utf-8")
             model_cfg["text_cfg"] |= {"hf_model_name": folder, "hf_model_pretrained": False}
-        try:
+        errors = (TypeError, ValueError, RuntimeError, AssertionError, KeyError, AttributeError, OSError)
+        with faults_as(plan.spec.error, errors, "open_clip cannot build its model_cfg"):
             model: nn.Module = kind(**model_cfg)
-        except (TypeError, ValueError, RuntimeError, AssertionError, KeyError, AttributeError, OSError) as error:
-            raise plan.spec.error(f"open_clip cannot build its model_cfg ({cause(error)})") from error
     weights = read_weights(*plan.weights.values(), trust_pickle=plan.spec.trust_pickle)
     load_strictly(model, _as_open_clip_names(weights, model, plan.material["rename"]), plan.where)
     return model

@@ -3,7 +3,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import huggingface_hub
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.constants import HF_HUB_CACHE, is_offline_mode
 
-from mmkd.base.errors import TeacherError, cause
+from mmkd.base.errors import TeacherError, cause, faults_as
 from mmkd.base.notes import read_note, write_note
 from mmkd.extract.teachers.spec import HF_HUB, LOCAL_DIR, TeacherSpec
 
@@ -79,8 +79,7 @@ class Source:
 
 
 def _fetch(spec: TeacherSpec, repository: str, filename: str, revision: str) -> Path | None:
-    """Return the path of a hub file in the cache, downloading it once; None when the repository exists and has no such
-    file. Raises TeacherError with the reason: offline, gated, no such repository or revision, no network."""
+    """Return a hub file's path in the cache, downloading it once; None when the repository exists without it."""
     # Some weights lie in a repository of the hub's other kind: `datasets/org/name`, as in its web address.
     kind = "dataset" if repository.startswith("datasets/") else "model"
     full_name = repository.removeprefix("datasets/")
@@ -189,10 +188,8 @@ def converted_name(name: str) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises TeacherError if it is half-downloaded or not JSON."""
-    try:
+    with faults_as(TeacherError, (OSError, ValueError), f"{path} is not a whole JSON file", "; download it again"):
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise TeacherError(f"{path} is not a whole JSON file ({error}); download it again") from error
     if not isinstance(content, dict):
         raise TeacherError(f"{path} must hold a JSON object, found {type(content).__name__}")
     return content
@@ -201,7 +198,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def file_sha256(path: Path, skip: int = 0) -> str:
     """Return the hex SHA-256 of a file's bytes from offset `skip` on. Hashed once: a note remembers it by path, size,
     time and inode. Raises TeacherError if it cannot be read."""
-    try:
+    with faults_as(TeacherError, OSError, f"cannot read {path}"):
         status = path.stat()
         identity = [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino, skip]
         if known := read_note("sha256", identity):
@@ -209,12 +206,5 @@ def file_sha256(path: Path, skip: int = 0) -> str:
         with path.open("rb") as file:
             file.seek(skip)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise TeacherError(f"cannot read {path}: {error.strerror or error}") from error
     write_note("sha256", identity, digest)
     return digest
-
-
-def settings_sha256(settings: Mapping[str, object] | Sequence[object]) -> str:
-    """Return the hex SHA-256 of a JSON value, independent of key order."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, JsonValue
 from timm.data import resolve_data_config
 from torch import nn
 
-from mmkd.base.errors import cause, did_you_mean
+from mmkd.base.errors import did_you_mean, faults_as
 from mmkd.base.images.resampling import FILTERS
 from mmkd.extract.teachers.loaded import Pooling, pool_tokens
 from mmkd.extract.teachers.loaders import FileLoader, Plan, read_options
@@ -87,17 +87,14 @@ def _create(spec: TeacherSpec, architecture: str, arguments: dict[str, Any], pre
         if not isinstance(found, type | functools.partial):
             raise spec.error(f"model_args.mlp_layer is {layer!r}, no class of timm.layers such as SwiGLUPacked")
         arguments = arguments | {"mlp_layer": found}
-    try:
+    fault = f"timm cannot build {architecture} with {arguments}"
+    errors = (TypeError, ValueError, RuntimeError, AssertionError, KeyError, AttributeError)
+    with faults_as(spec.error, errors, fault, "; correct options.model_args"):
         return timm.create_model(architecture, pretrained=False, pretrained_cfg=pretrained_cfg, **arguments)
-    except (TypeError, ValueError, RuntimeError, AssertionError, KeyError, AttributeError) as error:
-        raise spec.error(
-            f"timm cannot build {architecture} with {arguments} ({cause(error, 160)}); correct options.model_args"
-        ) from error
 
 
 def _preprocessing(spec: TeacherSpec, config: dict[str, Any]) -> Preprocessing:
-    """Return timm's evaluation transform. Source: timm.data, resolve_data_config and transforms_imagenet_eval. Raises
-    TeacherError for one that our geometry does not do exactly."""
+    """Return timm's evaluation transform. Source: timm.data, resolve_data_config and transforms_imagenet_eval."""
     data = resolve_data_config({}, pretrained_cfg=config)
     channels, *size = data["input_size"]
     resized = [math.floor(side / data["crop_pct"]) for side in size]

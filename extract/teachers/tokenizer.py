@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, default_bpe, get_clean_fn
 
-from mmkd.base.errors import TeacherError, cause
-from mmkd.extract.teachers.source import TOKENIZER_FILES, file_sha256, settings_sha256
+from mmkd.base.errors import TeacherError, faults_as
+from mmkd.extract.teachers.source import TOKENIZER_FILES, file_sha256
+from mmkd.store.hierarchy import canonical_sha256
 
 # Steps between which padding costs at most a half; few, because each is a shape of its own for the kernels.
 _LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -48,7 +49,7 @@ class TokenizerPlan:
         """Hash of the tokenizer's files and of all settings that change an id."""
         files = {"bpe": Path(default_bpe())} if self.folder is None else {n: self.folder / n for n in TOKENIZER_FILES}
         hashes = {name: file_sha256(path) for name, path in files.items() if path.is_file()}
-        return settings_sha256({"files": hashes, "clean": self.clean, "mode": self.mode, "settings": self.settings})
+        return canonical_sha256({"files": hashes, "clean": self.clean, "mode": self.mode, "settings": self.settings})
 
     def build(self) -> Tokenizer:
         return BuiltInBpe(self) if self.folder is None else FolderTokenizer(self)
@@ -83,7 +84,10 @@ class FolderTokenizer:
         assert plan.folder is not None
         self._plan = plan
         self.lengths = plan.lengths
-        try:
+        errors = (OSError, ValueError, KeyError, TypeError, AttributeError)
+        with faults_as(
+            TeacherError, errors, f"the tokenizer in {plan.folder} cannot be loaded", "; download its files again"
+        ):
             self._wrapped = HFTokenizer(
                 str(plan.folder),
                 context_length=plan.context_length,
@@ -93,10 +97,6 @@ class FolderTokenizer:
                 trust_remote_code=False,
                 **plan.settings,
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise TeacherError(
-                f"the tokenizer in {plan.folder} cannot be loaded ({cause(error, 160)}); download its files again"
-            ) from error
         self._inner = self._wrapped.tokenizer
         if plan.clean is None:
             self._wrapped.clean_fn = str

@@ -4,6 +4,7 @@ import logging
 import pickle
 import zipfile
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from mmkd.base.errors import TeacherError, cause
-from mmkd.extract.teachers.source import file_sha256, settings_sha256
+from mmkd.base.errors import TeacherError, faults_as
+from mmkd.extract.teachers.source import file_sha256
+from mmkd.store.hierarchy import canonical_sha256
 
 log = logging.getLogger(__name__)
 
@@ -67,11 +69,8 @@ def read_tensors(path: Path, trust_pickle: bool = False) -> StateDict:
 
 
 def _read_safetensors(path: Path, only: str | None = None) -> StateDict:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys() if only in (None, name)}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
+    with _whole(path, SafetensorError, OSError), safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys() if only in (None, name)}  # noqa: SIM118
 
 
 def _read_torch(path: Path, trust_pickle: bool) -> Any:
@@ -85,7 +84,8 @@ def _read_torch(path: Path, trust_pickle: bool) -> Any:
     except pickle.UnpicklingError as error:
         # Torch files begin as a zip archive or as the older bare pickle.
         if not _begins_with(path, _ZIP, b"\x80") or "Weights only load failed" not in str(error):
-            raise _damaged(path, error) from error
+            with _whole(path, pickle.UnpicklingError):
+                raise
         if not trust_pickle:
             raise TeacherError(
                 f"{path} needs Python's unpickler, which can run any code; if its sha256 {file_sha256(path)} "
@@ -93,22 +93,18 @@ def _read_torch(path: Path, trust_pickle: bool) -> Any:
                 "or write `trust_pickle: true` into the teacher's YAML card"
             ) from error
     log.warning("unpickling %s, sha256 %s, as its owner asked", path, file_sha256(path))
-    try:
+    with _whole(path, AttributeError, ImportError, pickle.UnpicklingError):
         return _load(path, weights_only=False)
-    except (AttributeError, ImportError, pickle.UnpicklingError) as error:
-        raise _damaged(path, error) from error
 
 
 def _load(path: Path, weights_only: bool) -> Any:
-    try:
+    with _whole(path, RuntimeError, EOFError, ValueError, KeyError, OSError):
         # A mapped file costs no memory for what is left out (optimizer state is often twice the weights).
         return torch.load(path, map_location="cpu", weights_only=weights_only, mmap=_begins_with(path, _ZIP))
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise _damaged(path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> TeacherError:
-    return TeacherError(f"{path} is truncated or corrupted ({cause(error, 120)}); download it again")
+def _whole(path: Path, *errors: type[Exception]) -> AbstractContextManager[None]:
+    return faults_as(TeacherError, errors, f"{path} is truncated or corrupted", "; download it again")
 
 
 def _begins_with(path: Path, *signatures: bytes) -> bool:
@@ -130,7 +126,7 @@ def weights_identity(named: Mapping[str, Path]) -> str:
     """Hash of the weights as published: of the file, or over name and hash of each where there are several. Raises
     TeacherError if a converted file was changed after its conversion."""
     hashes = {name: _published_sha256(path) for name, path in sorted(named.items())}
-    return next(iter(hashes.values())) if len(hashes) == 1 else settings_sha256(hashes)
+    return next(iter(hashes.values())) if len(hashes) == 1 else canonical_sha256(hashes)
 
 
 def _published_sha256(path: Path) -> str:
@@ -140,20 +136,15 @@ def _published_sha256(path: Path) -> str:
     if (published := metadata.get(PUBLISHED_SHA256)) is None:
         return file_sha256(path)
     if file_sha256(path, skip=header) != metadata.get(PAYLOAD_SHA256):
-        raise TeacherError(
-            f"{path} was changed after `mmkd teachers convert` wrote it; convert the original file again"
-        )
+        raise TeacherError(f"{path} was changed after `mmkd teachers convert` wrote it; convert the original again")
     return published
 
 
 def safetensors_header(path: Path) -> tuple[int, dict[str, str]]:
     """Return bytes before the tensors begin, and the file's own metadata. Source: the format's description (8 bytes
     little-endian length, then JSON), https://huggingface.co/docs/safetensors."""
-    try:
-        with safe_open(path, framework="pt") as tensors, path.open("rb") as file:
-            return 8 + int.from_bytes(file.read(8), "little"), tensors.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
+    with _whole(path, SafetensorError, OSError), safe_open(path, "pt") as tensors, path.open("rb") as file:
+        return 8 + int.from_bytes(file.read(8), "little"), tensors.metadata() or {}
 
 
 def load_strictly(model: nn.Module, weights: StateDict, where: str) -> None:

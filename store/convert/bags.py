@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pyarrow as pa
 
-from mmkd.base.errors import CorpusError
+from mmkd.base.errors import CorpusError, faults_as
 from mmkd.base.files import list_folder
 from mmkd.base.tcga import tcga_patient
 from mmkd.store.card import TeacherCard
@@ -169,10 +169,9 @@ def _text(value: Any) -> str | None:
 
 
 def _open_bag(path: Path) -> h5py.File:
-    try:
+    advice = "; make it again, or take it out of the folder"
+    with faults_as(CorpusError, OSError, f"{path} is not a sound HDF5 file", advice):
         return h5py.File(path, "r")
-    except OSError as error:
-        raise CorpusError(f"{path} is not a sound HDF5 file; make it again, or take it out of the folder") from error
 
 
 def _features(file: h5py.File, path: Path) -> h5py.Dataset:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mmkd.base.errors import CorpusError, UserError
+from mmkd.base.errors import CorpusError, UserError, faults_as
 from mmkd.base.files import list_folder, write_atomically
 from mmkd.base.places.remote import StorePath, as_root
 from mmkd.store.array import consecutive
@@ -55,10 +55,8 @@ class ClipRetrievalFolder:
     def _parts(self) -> list[tuple[int, Path, pq.FileMetaData]]:
         parts = []
         for number, path in self._numbered("metadata", ".parquet").items():
-            try:
+            with faults_as(CorpusError, (OSError, pa.ArrowException), f"{path} cannot be read"):
                 parts.append((number, path, pq.read_metadata(path)))
-            except (OSError, pa.ArrowException) as error:
-                raise CorpusError(f"{path} cannot be read: {error}") from error
         if not parts:
             raise CorpusError(f"{self.folder} holds no metadata/metadata_0.parquet; name a folder of clip-retrieval")
         return parts
@@ -182,10 +180,8 @@ class ClipRetrievalFolder:
         return out, reasons
 
     def _array(self, path: Path) -> NDArray[np.floating[Any]]:
-        try:
+        with faults_as(CorpusError, (OSError, ValueError, EOFError), f"{path} cannot be read"):
             array: NDArray[np.floating[Any]] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise CorpusError(f"{path} cannot be read: {error}") from error
         if array.ndim != 2 or array.dtype.kind != "f":
             raise CorpusError(f"{path} holds {array.dtype} {array.shape}, expected float rows")
         return array

@@ -88,9 +88,7 @@ class OriginalRelease:
             dims |= {name: tensors[f"{name}_img"].size for name in unknown if f"{name}_img" in tensors}
             widest = np.result_type(widest, *(tensors[f"{name}_img"] for name in unknown if name in dims))
         if lost := sorted(set(tries) - set(dims)):
-            raise CorpusError(
-                f"no {self.file}.pt below {self.root} holds {', '.join(lost)}; bring the files and try again"
-            )
+            raise CorpusError(f"no {self.file}.pt below {self.root} holds {', '.join(lost)}; bring the files")
         self._names = {check_slug(name.lower()): name for name in sorted(dims)}
         if len(self._names) < len(dims):
             raise CorpusError(f"teachers {sorted(dims)} of {self.root} differ only by upper and lower case")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmkd.base.arrays import Bools, Floats, Ints, Singles
 from mmkd.store.inspect.sampling import truly_sound, unit
 from mmkd.store.layout import SOUND_BIT, Tower
 from mmkd.store.reader import FeatureStore
@@ -24,12 +25,12 @@ class Agreement:
 
     tower: Tower
     teachers: tuple[str, ...]
-    rows: NDArray[np.int64]
+    rows: Ints
     """(T, T): rows that both have."""
-    cka: NDArray[np.float64]
+    cka: Floats
     """(T, T): unbiased linear CKA; 1 for equal up to rotation and scale, about 0 (either side) for unrelated ones,
     NaN where fewer than `MIN_SHARED` rows are shared."""
-    mutual: NDArray[np.float64]
+    mutual: Floats
     """(T, T): mean share of a row's `k` nearest neighbors that both teachers name; by chance k / (rows - 1). NaN as
     `cka`."""
     k: int
@@ -40,19 +41,19 @@ class Agreement:
         return bool(np.isfinite(self.cka[np.triu_indices(len(self.teachers), 1)]).any())
 
 
-def agreement(store: FeatureStore, slugs: tuple[str, ...], tower: Tower, rows: NDArray[np.int64]) -> Agreement:
+def agreement(store: FeatureStore, slugs: tuple[str, ...], tower: Tower, rows: Ints) -> Agreement:
     """Compare every two teachers on those of `rows`, int64 (n,), that are sound in both. The similarities of n rows
     with each other are held for one teacher at a time (float32 n x n): some thousands of rows at most. Raises UserError
     if there is no such teacher."""
-    values: dict[str, NDArray[np.float32]] = {}
-    sound: dict[str, NDArray[np.bool_]] = {}
+    values: dict[str, Singles] = {}
+    sound: dict[str, Bools] = {}
     for slug in slugs:
         array = store.features(slug, tower)[rows]
         sound[slug] = (store.valid(slug)[rows] & SOUND_BIT[tower] != 0) & truly_sound(array)
         values[slug] = unit(array)
 
     @cache  # the same against every other teacher that has the same rows
-    def neighbors_and_hsic(slug: str, chosen: bytes) -> tuple[NDArray[np.int64], float]:
+    def neighbors_and_hsic(slug: str, chosen: bytes) -> tuple[Ints, float]:
         own = values[slug][np.frombuffer(chosen, dtype=np.bool_)]
         return nearest(own, NEIGHBORS), hsic(own, own)
 
@@ -92,7 +93,7 @@ def hsic(first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]]) ->
     return float((trace + product - 2.0 * (row_x @ row_y) / (n - 2)) / (n * (n - 3)))
 
 
-def nearest(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+def nearest(values: Singles, k: int) -> Ints:
     """Return indices (n, k) of each unit row's nearest others by cosine, in no order."""
     cosines = values @ values.T
     np.fill_diagonal(cosines, -np.inf)
@@ -100,7 +101,7 @@ def nearest(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     return np.argpartition(cosines, -k, axis=1)[:, -k:].copy()
 
 
-def mutual_neighbors(first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
+def mutual_neighbors(first: Ints, second: Ints) -> float:
     """Return the mean share of common members of two (n, k) neighbor lists (Huh et al., The Platonic Representation
     Hypothesis, ICML 2024, appendix A)."""
     n, k = first.shape

@@ -6,8 +6,8 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mmkd.base.arrays import Bools, Floats, Ints
 from mmkd.store.layout import TOWERS, Tower
 from mmkd.store.reader import FeatureStore
 
@@ -23,9 +23,9 @@ class Coverage:
 
     teachers: tuple[str, ...]
     rows: tuple[int, ...]
-    done: NDArray[np.bool_]
+    done: Bools
     """(T, S): the shard has a ledger entry, or nothing that the teacher is asked for."""
-    share: dict[Tower, NDArray[np.float64]]
+    share: dict[Tower, Floats]
     """(T, S): rows with a sound feature, by share of the shard's rows; 0 without an entry, NaN if not asked for."""
 
     def holes(self, slug: str) -> list[tuple[int, int]]:
@@ -33,7 +33,7 @@ class Coverage:
         return ranges_of(np.flatnonzero(~self.done[self.teachers.index(slug)]))
 
     @property
-    def fuller(self) -> NDArray[np.float64]:
+    def fuller(self) -> Floats:
         """Return the share of the fuller tower, float64 (T, S); 1 where a teacher is asked for nothing."""
         return np.nan_to_num(np.fmax(*self.share.values()), nan=1.0)
 
@@ -74,7 +74,7 @@ def coverage(store: FeatureStore) -> Coverage:
     return Coverage(tuple(store.teachers), rows, done, share)
 
 
-def ranges_of(numbers: NDArray[np.int64]) -> list[tuple[int, int]]:
+def ranges_of(numbers: Ints) -> list[tuple[int, int]]:
     """Return ranges (first, last) of ascending numbers."""
     runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
     return [(int(run[0]), int(run[-1])) for run in runs if len(run)]

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from mmkd.base.arrays import Ints, Singles
 from mmkd.base.errors import UserError
 from mmkd.base.process import usable_cores
 from mmkd.store.array import FeatureArray
@@ -25,18 +26,13 @@ SPARE = 4
 """Rows that faiss chooses for each one wanted: lengths may differ by so much that the order changes among them."""
 _SMALLEST_NORM = 1e-15
 
-Piece = slice | NDArray[np.int64]
-Nearest = tuple[NDArray[np.int64], NDArray[np.float32]]
+Piece = slice | Ints
+Nearest = tuple[Ints, Singles]
 """Rows and their cosines, best first."""
 
 
 def nearest_rows(
-    store: FeatureStore,
-    slug: str,
-    tower: Tower,
-    query: NDArray[np.floating[Any]],
-    k: int,
-    rows: NDArray[np.int64] | None = None,
+    store: FeatureStore, slug: str, tower: Tower, query: NDArray[np.floating[Any]], k: int, rows: Ints | None = None
 ) -> Nearest:
     """Return the k sound rows of `rows` (int64 ascending; all when None) with the largest cosine with `query` (D,),
     equal ones by row: row numbers int64 and cosines float32, best first. Memory stays flat. Raises UserError if `k` is
@@ -64,7 +60,7 @@ def nearest_rows(
     return best_rows, best
 
 
-def _nearest(array: FeatureArray, piece: Piece, direction: NDArray[np.float32], k: int) -> Nearest:
+def _nearest(array: FeatureArray, piece: Piece, direction: Singles, k: int) -> Nearest:
     """Return the k nearest of some rows. Missing rows are NaN and never near; zero rows have no direction."""
     values = array[piece].astype(np.float32)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
@@ -78,7 +74,7 @@ def _nearest(array: FeatureArray, piece: Piece, direction: NDArray[np.float32], 
     return _first(numbers[sound], cosines[sound], k)
 
 
-def _first(rows: NDArray[np.int64], cosines: NDArray[np.float32], k: int) -> Nearest:
+def _first(rows: Ints, cosines: Singles, k: int) -> Nearest:
     order = np.lexsort((rows, -cosines))[:k]
     return rows[order], cosines[order]
 
@@ -92,7 +88,7 @@ def faiss_module() -> Any:
         return None
 
 
-def _nearest_by_faiss(array: FeatureArray, piece: Piece, direction: NDArray[np.float32], k: int) -> Nearest:
+def _nearest_by_faiss(array: FeatureArray, piece: Piece, direction: Singles, k: int) -> Nearest:
     """As `_nearest`, of those rows alone that faiss chose; of all where it cannot be proven that these suffice."""
     values = array[piece]
     if len(values) > SPARE * k:
@@ -104,7 +100,7 @@ def _nearest_by_faiss(array: FeatureArray, piece: Piece, direction: NDArray[np.f
     return _nearest(array, piece, direction, k)
 
 
-def choose(values: NDArray[np.float16], direction: NDArray[np.float32], count: int) -> tuple[NDArray[np.int64], float]:
+def choose(values: NDArray[np.float16], direction: Singles, count: int) -> tuple[Ints, float]:
     """Return positions, ascending, of the `count` rows of float16 (n, D) with the largest inner product with a unit
     vector (D,), and the largest cosine that another row can have: at most the least chosen product divided by the
     shortest row's length. Rows with NaN are never chosen."""
@@ -117,9 +113,7 @@ def choose(values: NDArray[np.float16], direction: NDArray[np.float32], count: i
     return np.sort(positions), np.inf if length == 0.0 else max(float(products[-1]), 0.0) / length
 
 
-def _search(
-    values: NDArray[np.float16], query: NDArray[np.float32], count: int, metric: str
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def _search(values: NDArray[np.float16], query: Singles, count: int, metric: str) -> tuple[Singles, Ints]:
     faiss = faiss_module()
     index = faiss.IndexScalarQuantizer(values.shape[1], faiss.ScalarQuantizer.QT_fp16, getattr(faiss, metric))
     index.is_trained = True  # float16 has nothing to learn

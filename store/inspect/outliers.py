@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mmkd.base.arrays import Floats, Ints
 from mmkd.store.inspect.pairs import sound_pairs
 from mmkd.store.inspect.sampling import unit
 from mmkd.store.layout import TOWERS
@@ -30,10 +30,10 @@ class Outlier:
     teachers: int
 
 
-def outliers(store: FeatureStore, slugs: Sequence[str], rows: NDArray[np.int64], each: int = 8) -> tuple[Outlier, ...]:
+def outliers(store: FeatureStore, slugs: Sequence[str], rows: Ints, each: int = 8) -> tuple[Outlier, ...]:
     """Return of the sample `rows`, int64 (n,) ascending, the first `each` of each kind by robust scores averaged over
     teachers; of norms, compared by their logarithm, only scores beyond 4. Raises UserError for an unknown teacher."""
-    scores: dict[Kind, NDArray[np.float64]] = {
+    scores: dict[Kind, Floats] = {
         kind: np.full((len(slugs), len(rows)), np.nan) for kind in ("caption fits least", "image norm", "caption norm")
     }
     cosines = np.full((len(slugs), len(rows)), np.nan)
@@ -57,7 +57,7 @@ def outliers(store: FeatureStore, slugs: Sequence[str], rows: NDArray[np.int64],
     return tuple(picked)
 
 
-def standard_scores(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def standard_scores(values: Floats) -> Floats:
     """Return distances from the median in units of 1.4826 times the median absolute deviation (robust z-scores)."""
     middle = np.median(values)
     # Unit norms differ by rounding alone: a spread below a thousandth is none.
@@ -65,7 +65,7 @@ def standard_scores(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray((values - middle) / spread, dtype=np.float64)
 
 
-def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _mean(values: Floats) -> Floats:
     """Return means (n,) over teachers (T, n) that are not NaN; NaN where all are."""
     count = np.isfinite(values).sum(axis=0)
     return np.where(count > 0, np.nansum(values, axis=0) / np.maximum(count, 1), np.nan)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from mmkd.base.arrays import Bools, Floats, Ints, Singles
 from mmkd.store.array import FeatureArray
 from mmkd.store.inspect.sampling import Distribution, distribution, truly_sound, unit
 from mmkd.store.layout import PAIR_SOUND, TOWERS
@@ -97,9 +98,7 @@ class PairStatistics:
         return best if best and self.shift[best] > self.shift.get(0, -2.0) + 5 * error else 0
 
 
-def pair_statistics(
-    store: FeatureStore, slug: str, rows: NDArray[np.int64], seed: int, modalities: Modalities
-) -> PairStatistics:
+def pair_statistics(store: FeatureStore, slug: str, rows: Ints, seed: int, modalities: Modalities) -> PairStatistics:
     """Compare images and captions of one teacher on those of `rows`, int64 (n,) ascending, where it has both, in
     disjoint pools of 1000 shuffled by `seed`. Raises UserError for an unknown teacher."""
     image, text = store.image(slug), store.text(slug)
@@ -115,7 +114,7 @@ def pair_statistics(
     scores, code = np.concatenate(scored, axis=1), np.concatenate(codes)
     matched, unmatched, hits = scores[0], scores[1 : 1 + UNMATCHED], scores[1 + UNMATCHED :]
 
-    def recall(chosen: NDArray[np.bool_]) -> dict[str, float]:
+    def recall(chosen: Bools) -> dict[str, float]:
         known = {name for name, k in RANKS.items() if pool > k and chosen.any()}
         return {
             name: float(hit[chosen].mean(dtype=np.float64)) if name in known else math.nan
@@ -146,7 +145,7 @@ def pair_statistics(
     )
 
 
-def _scores(cosines: NDArray[np.float32]) -> NDArray[np.float32]:
+def _scores(cosines: Singles) -> Singles:
     """Return for the n images of a pool the cosine with their own caption, with `UNMATCHED` others (NaN where the pool
     has fewer) and the chance of a hit by `RANKS`, one row each. `cosines` (n, n): images with captions."""
     scores = np.full((1 + UNMATCHED + len(RANKS), len(cosines)), np.nan, dtype=np.float32)
@@ -166,14 +165,14 @@ def modality_names(pairs: Sequence[PairStatistics]) -> list[str]:
 
 
 def sound_pairs(
-    store: FeatureStore, slug: str, rows: NDArray[np.int64]
-) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]], NDArray[np.bool_]]:
+    store: FeatureStore, slug: str, rows: Ints
+) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]], Bools]:
     """Return image and caption features (n, D) of `rows`, and which of them, bool (n,), are sound on both sides."""
     image, text = store.image(slug)[rows], store.text(slug)[rows]
     return image, text, (store.valid(slug)[rows] == PAIR_SOUND) & truly_sound(image) & truly_sound(text)
 
 
-def pair_cosines(store: FeatureStore, slugs: Sequence[str], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+def pair_cosines(store: FeatureStore, slugs: Sequence[str], rows: Ints) -> Singles:
     """Return cosines (teachers, n) of the images of `rows` with their captions; NaN where a teacher lacks one."""
     found = np.full((len(slugs), len(rows)), np.nan, dtype=np.float32)
     for i, slug in ((i, slug) for i, slug in enumerate(slugs) if store.card(slug).towers == TOWERS):
@@ -182,7 +181,7 @@ def pair_cosines(store: FeatureStore, slugs: Sequence[str], rows: NDArray[np.int
     return found
 
 
-def hit_chance(cosines: NDArray[np.float32], k: int) -> NDArray[np.float64]:
+def hit_chance(cosines: Singles, k: int) -> Floats:
     """Return for each row of a square table the chance that its diagonal entry is among the k largest, ties broken at
     random, so that the order of rows does not matter: with g larger and t equal others, clip((k - g) / (t + 1), 0,
     1)."""
@@ -192,7 +191,7 @@ def hit_chance(cosines: NDArray[np.float32], k: int) -> NDArray[np.float64]:
     return np.asarray(np.clip((k - larger) / (equal + 1), 0.0, 1.0))
 
 
-def _shifts(image: FeatureArray, text: FeatureArray, rows: NDArray[np.int64]) -> dict[int, float]:
+def _shifts(image: FeatureArray, text: FeatureArray, rows: Ints) -> dict[int, float]:
     means = {}
     for shift in SHIFTS:
         inside = rows[(rows + shift >= 0) & (rows + shift < len(text))]

@@ -6,10 +6,9 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from mmkd.base.errors import UserError
-from mmkd.base.install import install_command
+from mmkd.base.arrays import Ints, Singles
+from mmkd.base.install import import_extra
 from mmkd.store.inspect.rows import sample_rows
 from mmkd.store.inspect.sampling import draw_inputs, truly_sound, unit
 from mmkd.store.layout import SOUND_BIT, Tower
@@ -26,15 +25,15 @@ class Projection:
     slug: str
     tower: Tower
     method: Method
-    rows: NDArray[np.int64]
-    points: NDArray[np.float32]
+    rows: Ints
+    points: Singles
     """(n, 2); `rows` (n,): those of the sample that have a sound feature."""
     explained: float | None
     """Share of the variance that the two axes hold; None for UMAP, whose axes mean nothing."""
 
 
 def project(
-    store: FeatureStore, slug: str, tower: Tower, rows: NDArray[np.int64], method: Method = "pca", seed: int = 0
+    store: FeatureStore, slug: str, tower: Tower, rows: Ints, method: Method = "pca", seed: int = 0
 ) -> Projection:
     """Project the sound unit features of `rows`, int64 (n,) ascending. `umap` keeps neighborhoods and depends on
     `seed`. Raises UserError for an unknown teacher, or if UMAP is not installed."""
@@ -48,7 +47,7 @@ def project(
     return Projection(slug, tower, "pca", rows, points, explained)
 
 
-def principal_axes(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
+def principal_axes(values: Singles) -> tuple[Singles, float]:
     """Return points (n, 2) on the principal axes of rows (n, D), and their share of the variance. The largest
     coordinate of an axis is made positive, so that pages can be compared."""
     if len(values) < 2:
@@ -62,18 +61,13 @@ def principal_axes(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], fl
     return (centered @ plane).astype(np.float32), float(sizes[-2:].sum()) / total if total > 0 else 1.0
 
 
-def _umap(values: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
-    try:
-        from umap import UMAP  # noqa: PLC0415 - takes seconds to load
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"UMAP needs the package {error.name!r}: {install_command('umap')}, or use the default, PCA"
-        ) from error
+def _umap(values: Singles, seed: int) -> Singles:
+    umap = import_extra("umap", "umap", "UMAP", ", or use PCA")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # from numba, and that a fixed seed costs threads: known and meant
         neighbors = min(15, len(values) - 1)
         init = "spectral" if len(values) > 50 else "random"
-        fitted = UMAP(n_neighbors=neighbors, metric="cosine", random_state=seed, n_jobs=1, init=init)
+        fitted = umap.UMAP(n_neighbors=neighbors, metric="cosine", random_state=seed, n_jobs=1, init=init)
         return np.asarray(fitted.fit_transform(values))
 
 

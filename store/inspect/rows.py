@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
-from numpy.typing import NDArray
 
+from mmkd.base.arrays import Ints
 from mmkd.base.errors import UserError
 from mmkd.store.reader import FeatureStore
 from mmkd.store.samples import shard_table
@@ -56,7 +56,7 @@ def near_keys(store: FeatureStore, key: str, most: int = 3) -> list[str]:
     return difflib.get_close_matches(key, alike.slice(0, _COMPARED_KEYS).to_pylist(), n=most)
 
 
-def sample_rows(store: FeatureStore, rows: Sequence[int] | NDArray[np.int64]) -> pa.Table:
+def sample_rows(store: FeatureStore, rows: Sequence[int] | Ints) -> pa.Table:
     """Return the sample rows of these grid rows, in this order. Raises CorruptStoreError if a part is unreadable."""
     wanted = np.asarray(rows, dtype=np.int64)
     per_shard = store.record.rows_per_shard

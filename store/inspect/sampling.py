@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmkd.base.arrays import Bools, Ints, Singles
 from mmkd.base.errors import UserError
 from mmkd.store.reader import FeatureStore
 
@@ -14,7 +15,7 @@ BLOCK_ROWS = 4096
 BINS = 60
 
 
-def draw_rows(pool: NDArray[np.int64] | int, count: int | None, seed: int) -> NDArray[np.int64]:
+def draw_rows(pool: Ints | int, count: int | None, seed: int) -> Ints:
     """Return `count` rows of `pool` (rows, or N for 0 to N - 1) by `seed` without replacement, all when None or when
     there are no more: int64 (min(count, N),), ascending. Raises UserError if `count` is not positive."""
     size = pool if isinstance(pool, int) else len(pool)
@@ -27,7 +28,7 @@ def draw_rows(pool: NDArray[np.int64] | int, count: int | None, seed: int) -> ND
     return picked if isinstance(pool, int) else pool[picked]
 
 
-def draw_inputs(store: FeatureStore, count: int | None, seed: int) -> NDArray[np.int64]:
+def draw_inputs(store: FeatureStore, count: int | None, seed: int) -> Ints:
     """`draw_rows` of the store's inputs: absent rows between two corpora are never drawn."""
     spans = store.record.spans()
     ends = np.cumsum([len(span.rows) for span in spans])
@@ -36,7 +37,7 @@ def draw_inputs(store: FeatureStore, count: int | None, seed: int) -> NDArray[np
     return np.asarray(drawn + gaps[np.searchsorted(ends, drawn, side="right")])
 
 
-def unit(values: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+def unit(values: NDArray[np.floating[Any]]) -> Singles:
     """Return rows (n, D) divided by their Euclidean norm, in float32; a zero row stays zero. The norm is taken in
     float64: squares of float16 values beyond 255 already leave float16."""
     wide = values.astype(np.float32)
@@ -44,7 +45,7 @@ def unit(values: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     return (wide / np.where(norms > 0, norms, 1.0)[:, None]).astype(np.float32)
 
 
-def truly_sound(values: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
+def truly_sound(values: NDArray[np.floating[Any]]) -> Bools:
     """Return which rows (n,) are finite and not zero, regardless of the ledger."""
     return np.asarray(np.isfinite(values).all(axis=1) & (values != 0).any(axis=1))
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from mmkd.base.arrays import Ints, Singles
 from mmkd.store.inspect.neighbors import nearest_rows
 from mmkd.store.inspect.rows import sample_rows
 from mmkd.store.inspect.sampling import draw_inputs, truly_sound, unit
@@ -119,9 +119,7 @@ def _counts(column: pa.ChunkedArray) -> dict[str, int]:
     return dict(sorted(Counter(column.drop_null().to_pylist()).items()))
 
 
-def _view_teacher(
-    store: FeatureStore, slug: str, row: int, others: NDArray[np.int64], searched: NDArray[np.int64], k: int
-) -> TeacherView:
+def _view_teacher(store: FeatureStore, slug: str, row: int, others: Ints, searched: Ints, k: int) -> TeacherView:
     valid, towers = store.valid(slug), store.card(slug).towers
     bits = int(valid[row])
     sound = {tower: store.features(slug, tower)[row] for tower in towers if bits & SOUND_BIT[tower]}
@@ -158,6 +156,6 @@ def _view_teacher(
     )
 
 
-def _rank(others: NDArray[np.float32], own: float | None) -> int | None:
+def _rank(others: Singles, own: float | None) -> int | None:
     # Half of 1e-6 forgives the rounding between one product and many: an equal caption is no better one.
     return None if own is None else 1 + int(np.count_nonzero(others > own + 5e-7))

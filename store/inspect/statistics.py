@@ -4,10 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from mmkd.base.arrays import Ints
 from mmkd.base.text import plain_values
 from mmkd.store.inspect.agreement import Agreement, agreement
 from mmkd.store.inspect.pairs import PairStatistics, modalities, pair_statistics
@@ -17,7 +16,7 @@ from mmkd.store.inspect.towers import TowerStatistics, tower_statistics
 from mmkd.store.layout import TOWERS
 from mmkd.store.reader import FeatureStore
 
-STATISTICS: dict[str, Callable[[FeatureStore, tuple[str, ...], NDArray[np.int64]], StatisticTable]] = {
+STATISTICS: dict[str, Callable[[FeatureStore, tuple[str, ...], Ints], StatisticTable]] = {
     "labels": label_table,
 }
 """Further statistics by name: functions of the store, the teachers and the sampled rows, int64 (n,) ascending."""
@@ -52,6 +51,11 @@ class StoreStatistics:
     def drawn(self) -> str:
         """Description of the rows."""
         return "every row" if self.sampled == self.rows else f"{self.sampled:,} of {self.rows:,} rows, seed {self.seed}"
+
+    @property
+    def repeated(self) -> str:
+        """Count of repeats."""
+        return f"whole store: {self.repeated_images:,} repeated images, {self.repeated_captions:,} repeated captions"
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as plain values: NaN becomes None, matrices lists of lists."""

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from mmkd.base.arrays import Ints
 from mmkd.base.text import number, printable
 from mmkd.store.reader import FeatureStore
 
@@ -36,7 +35,7 @@ def _text(cell: Cell) -> str:
     return f"{cell:,}" if isinstance(cell, int) else number(cell)
 
 
-def label_table(store: FeatureStore, slugs: tuple[str, ...], rows: NDArray[np.int64]) -> StatisticTable:
+def label_table(store: FeatureStore, slugs: tuple[str, ...], rows: Ints) -> StatisticTable:
     """Count values, nulls, empty texts and distinct values of each label column of the whole store."""
     table = store.sample_table([*store.record.labels, "status"])
     table = table.filter(pc.not_equal(table["status"], "absent"))

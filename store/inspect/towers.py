@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmkd.base.arrays import Ints
 from mmkd.store.inspect.sampling import BLOCK_ROWS, Distribution, distribution, truly_sound, unit
 from mmkd.store.layout import SOUND_BIT, Tower
 from mmkd.store.reader import FeatureStore
@@ -40,7 +41,7 @@ class TowerStatistics:
     repeats: tuple[tuple[int, ...], ...]
 
 
-def tower_statistics(store: FeatureStore, slug: str, tower: Tower, rows: NDArray[np.int64]) -> TowerStatistics:
+def tower_statistics(store: FeatureStore, slug: str, tower: Tower, rows: Ints) -> TowerStatistics:
     """Stream those of `rows`, int64 (n,) ascending, that the ledger calls sound. Raises UserError for an unknown
     teacher; CorruptStoreError if a chunk in the ledger is missing or of another size."""
     array = store.features(slug, tower)
@@ -138,7 +139,7 @@ def _row_hashes(values: NDArray[np.floating[Any]]) -> NDArray[np.uint64]:
     return np.asarray((words * odd).sum(axis=1, dtype=np.uint64))
 
 
-def _repeats(hashes: NDArray[np.uint64], rows: NDArray[np.int64]) -> tuple[int, tuple[tuple[int, ...], ...]]:
+def _repeats(hashes: NDArray[np.uint64], rows: Ints) -> tuple[int, tuple[tuple[int, ...], ...]]:
     """Return how many rows have the hash of an earlier one, and the first groups of such rows."""
     order = np.argsort(hashes, kind="stable")
     _, starts, sizes = np.unique(hashes[order], return_index=True, return_counts=True)

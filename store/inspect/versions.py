@@ -2,7 +2,6 @@
 the record, the cards, the ledger and the selections' cards; `mmkd store verify` compares the bytes with these."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,7 +13,7 @@ from pydantic import Field
 from mmkd.base.errors import CorruptStoreError, UserError
 from mmkd.base.files import create_atomically, list_folder
 from mmkd.base.places.remote import StorePath
-from mmkd.store.hierarchy import Document, encode_sealed, read_file, read_sealed
+from mmkd.store.hierarchy import Document, canonical_sha256, encode_sealed, read_file, read_sealed
 from mmkd.store.inspect.coverage import ranges_of, shard_ranges
 from mmkd.store.layout import check_slug, is_slug, sample_part
 from mmkd.store.reader import FeatureStore
@@ -33,7 +32,7 @@ class StoreContent:
 
     def digests(self) -> dict[str, str]:
         """Return one digest for each part, 64 hex digits."""
-        return {name: _digest([summary, sorted(shards.items())]) for name, (summary, shards) in self.parts.items()}
+        return {name: canonical_sha256([facts, sorted(shards.items())]) for name, (facts, shards) in self.parts.items()}
 
 
 def store_content(store: FeatureStore) -> StoreContent:
@@ -42,12 +41,12 @@ def store_content(store: FeatureStore) -> StoreContent:
     for shard in set(range(store.shards)) - rows.keys():
         rows[shard] = hashlib.sha256(read_file(store.root / sample_part(shard))).hexdigest()
     corpora = [[span.corpus.digest, span.corpus.rows, span.corpus.towers] for span in record.spans()]
-    parts = {_ROWS: (_digest([record.rows, record.rows_per_shard, corpora]), rows)}
+    parts = {_ROWS: (canonical_sha256([record.rows, record.rows_per_shard, corpora]), rows)}
     for slug, card in store.teachers.items():
         entries = {shard: entry for (shard, teacher), entry in store.ledger.items() if teacher == slug}
         # Rows are a part of their own: a column that was added changes no feature.
         leave_out: Any = {"mode": "json", "exclude": {"samples_sha256"}, "exclude_none": True}
-        facts = {shard: _digest(entry.model_dump(**leave_out)) for shard, entry in entries.items()}
+        facts = {shard: canonical_sha256(entry.model_dump(**leave_out)) for shard, entry in entries.items()}
         parts[f"teacher {slug}"] = card.digest, facts
     for name in selection_names(store.root):
         parts[f"selection {name}"] = read_selection_card(store.root, name).digest, {}
@@ -101,7 +100,7 @@ def make_tag(store: FeatureStore, name: str) -> Tag:
     content = store_content(store)
     parts = content.digests()
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    tag = Tag(name=name, created=now, digest=_digest(parts), parts=parts)
+    tag = Tag(name=name, created=now, digest=canonical_sha256(parts), parts=parts)
     if create_atomically(store.root / FOLDER / f"{name}.json", encode_sealed(tag)):
         return tag
     there = read_tag(store.root, name)
@@ -117,7 +116,7 @@ def read_tag(root: StorePath, name: str) -> Tag:
     """Read a tag. Raises CorruptStoreError if its file was changed after it was written."""
     path = root / FOLDER / f"{name}.json"
     tag = read_sealed(Tag, path, "; put the file back from a copy")
-    if tag.name != name or tag.digest != _digest(tag.parts):
+    if tag.name != name or tag.digest != canonical_sha256(tag.parts):
         raise CorruptStoreError(f"{path} is the tag {tag.name!r}, or not of its digest; put the file back from a copy")
     return tag
 
@@ -125,7 +124,3 @@ def read_tag(root: StorePath, name: str) -> Tag:
 def tag_names(root: StorePath) -> list[str]:
     names = (path.name.removesuffix(".json") for path in list_folder(root / FOLDER, "*.json"))
     return [name for name in names if is_slug(name)]
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from numpy.typing import NDArray
 
+from mmkd.base.arrays import Floats
 from mmkd.base.text import plain_values
 from mmkd.store.inspect.agreement import Agreement
 from mmkd.store.inspect.coverage import Coverage
@@ -98,7 +98,7 @@ def norm_chart(towers: tuple[TowerStatistics, ...]) -> Chart:
     return _plain(figure, 130 + 46 * len({t.slug for t in towers}))
 
 
-def agreement_chart(found: Agreement, values: NDArray[np.float64], name: str) -> Chart:
+def agreement_chart(found: Agreement, values: Floats, name: str) -> Chart:
     """Return teachers by teachers, the values written into the cells."""
     hover = [
         [
@@ -129,9 +129,7 @@ def modality_chart(pairs: Sequence[PairStatistics]) -> Chart:
     return _cells(recall, [pair.slug for pair in pairs], labels, hover.tolist(), "{:.0%}")
 
 
-def _cells(
-    values: NDArray[np.float64], columns: Sequence[str], rows: Sequence[str], hover: list[list[str]], cell: str
-) -> Chart:
+def _cells(values: Floats, columns: Sequence[str], rows: Sequence[str], hover: list[list[str]], cell: str) -> Chart:
     """Return a table of numbers from 0 to 1 as colored cells, each with its number in the format `cell`."""
     trace = go.Heatmap(
         z=np.round(values, 4), x=list(columns), y=list(rows), zmin=0, zmax=1, colorscale=_AGREEMENT_SCALE,

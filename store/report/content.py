@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
-from numpy.typing import NDArray
 
+from mmkd.base.arrays import Bools, Ints, Singles
 from mmkd.base.images.source import ImageError
 from mmkd.store.inspect.findings import Finding, statistics_findings, store_findings
 from mmkd.store.inspect.info import StoreInfo, store_info
@@ -171,7 +171,7 @@ def _label_colors(table: pa.Table, labels: Sequence[str]) -> dict[str, dict[int,
 
 
 def teacher_colors(
-    store: FeatureStore, slugs: Sequence[str], rows: NDArray[np.int64], cosines: NDArray[np.float32]
+    store: FeatureStore, slugs: Sequence[str], rows: Ints, cosines: Singles
 ) -> dict[str, dict[int, str]]:
     """Return colorings as name to row to value: which teachers have a row, and the teacher whose cosine stands out most
     from its own others (by standard scores; needs two teachers with 20 rows). `rows`: int64 (n,); `cosines`: float32
@@ -191,7 +191,7 @@ def teacher_colors(
     return found
 
 
-def _presence(slugs: Sequence[str], has: NDArray[np.bool_]) -> str:
+def _presence(slugs: Sequence[str], has: Bools) -> str:
     lacking = [slug for slug, there in zip(slugs, has, strict=True) if not there]
     if len(lacking) in (0, len(slugs)):
         return "none" if lacking else "all"

@@ -12,10 +12,11 @@ A *pair* is one row's image and caption as one teacher sees them. Every rule giv
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from mmkd.base.config import Frozen, OneOf, read_mapping, validated
 from mmkd.store.layout import Tower
@@ -53,11 +54,9 @@ class AgreementScore(PairScore):
     among: int = Field(default=1024, ge=2, le=16384)
     tower: Tower = "image"
 
-    @model_validator(mode="after")
-    def _k_leaves_a_choice(self) -> AgreementScore:
+    def faults(self) -> Iterator[str]:
         if self.k >= self.among:
-            raise ValueError(f"k is {self.k} of {self.among} rows: every row is a neighbor; lower k")
-        return self
+            yield f"k is {self.k} of {self.among} rows: every row is a neighbor; lower k"
 
 
 class ZeroShotScore(PairScore):
@@ -85,11 +84,9 @@ class RankRule(RankScore):
 
     at_most: int = Field(ge=1)
 
-    @model_validator(mode="after")
-    def _is_a_condition(self) -> RankRule:
+    def faults(self) -> Iterator[str]:
         if self.at_most > self.among:
-            raise ValueError(f"rank at most {self.at_most} among {self.among} holds for every pair; lower at_most")
-        return self
+            yield f"rank at most {self.at_most} among {self.among} holds for every pair; lower at_most"
 
 
 class AgreementRule(AgreementScore):
@@ -137,11 +134,9 @@ class TeachersRule(_Ranked):
     at_least: int = Field(default=1, ge=1)
     at_most: int | None = Field(default=None, ge=1)
 
-    @model_validator(mode="after")
-    def _limits_fit(self) -> TeachersRule:
+    def faults(self) -> Iterator[str]:
         if self.at_most is not None and self.at_most < self.at_least:
-            raise ValueError(f"at_most {self.at_most} is below at_least {self.at_least}")
-        return self
+            yield f"at_most {self.at_most} is below at_least {self.at_least}"
 
 
 class PairsRule(_Ranked):
@@ -151,11 +146,9 @@ class PairsRule(_Ranked):
     target: int | None = Field(default=None, ge=1)
     share: float | None = Field(default=None, gt=0, lt=1)
 
-    @model_validator(mode="after")
-    def _one_number(self) -> PairsRule:
+    def faults(self) -> Iterator[str]:
         if (self.target is None) == (self.share is None):
-            raise ValueError("give either target (a number of pairs) or share (of the available ones)")
-        return self
+            yield "give either target (a number of pairs) or share (of the available ones)"
 
 
 class Rule(OneOf):
