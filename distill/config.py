@@ -232,15 +232,11 @@ class DataConfig(Frozen):
     def faults(self) -> Iterator[str]:
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             yield f"crop_scale: is {list(self.crop_scale)}, expected two shares of the picture, 0 < low <= high <= 1"
-
-    @model_validator(mode="after")
-    def _views_come_from_the_corpus(self) -> DataConfig:
         if self.views and (self.images == "inputs" or self.decode == "device"):
             kept = "images: inputs" if self.images == "inputs" else "decode: device"
-            raise ValueError(f"views are cut from the original files, and `{kept}` reads reduced ones; leave it out")
+            yield f"views are cut from the original files, and `{kept}` reads reduced ones; leave it out"
         if self.views and self.order == "windows":
-            raise ValueError("views are rows of other shards than their images, which `order: windows` does not read")
-        return self
+            yield "views are rows of other shards than their images, which `order: windows` does not read"
 
 
 class ComputeConfig(Frozen):
@@ -368,11 +364,9 @@ class RunConfig(Frozen):
     monitor: MonitorConfig = MonitorConfig()
     logging: LoggingConfig = LoggingConfig()
 
-    @model_validator(mode="after")
-    def _windows_hold_what_is_read(self) -> RunConfig:
+    def faults(self) -> Iterator[str]:
         if self.data.order == "windows" and "bank" in self.loss.teacher_terms:
-            raise ValueError("loss.bank reads rows of the whole store; it goes without `data: {order: windows}`")
-        return self
+            yield "loss.bank reads rows of the whole store; it goes without `data: {order: windows}`"
 
 
 def load_run(path: Path) -> RunConfig:
