@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from mmkd.distill.fetch_ahead import FetchAhead
+from mmkd.distill.further_captions import TrainingCaptions
 from mmkd.distill.images import Pictures
 from mmkd.distill.order import Windows, epoch_places
 from mmkd.distill.pairs import Pairs
@@ -144,6 +145,7 @@ class Batches:
     ahead: FetchAhead | None = None
     """Of a store behind a URL."""
     views: TrainingViews | None = None
+    choices: TrainingCaptions | None = None
 
     def from_step(self, first: int) -> Generator[Batch, None, None]:
         """Yield this rank's batches from step `first` on, with workers one ahead. Raises UserError if an image is
@@ -176,16 +178,22 @@ class Batches:
             groups = pairs.groups[numbers]
             has = torch.from_numpy(groups[:, ::-1] >= 0)
             captions = numbers[groups[:, 0] >= 0]
+            tokens, columns = pairs.captions.tokens(captions), pairs.captions.columns(captions)
             images_of = None if self.views is None else self.views.view_rows(self.plan.seed, epoch, rows)
-            targets = self.teachers.gather(rows, images_of) if self.teachers is not None else ()
+            texts_of = None
+            if self.choices is not None:
+                texts_of, chosen = self.choices.choose(self.plan.seed, epoch, rows)
+                tokens, columns = self.choices.instead(chosen[groups[:, 0] >= 0], tokens, columns)
+                groups[chosen >= 0, 0] = self.choices.numbers[chosen[chosen >= 0]]
+            targets = self.teachers.gather(rows, images_of, texts_of) if self.teachers is not None else ()
             batch = Batch(
                 step=step,
                 epoch=epoch,
                 rows=rows,
                 positions=torch.arange(start + world.rank * len(rows), start + (world.rank + 1) * len(rows)),
                 images=images,
-                tokens=pairs.captions.tokens(captions),
-                columns=pairs.captions.columns(captions),
+                tokens=tokens,
+                columns=columns,
                 groups=torch.from_numpy(groups),
                 targets=targets if pairs.all_paired else tuple(target.masked(has) for target in targets),
                 has=None if pairs.all_paired else has,

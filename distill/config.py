@@ -200,7 +200,8 @@ class HeadConfig(Frozen):
 
 
 class DataConfig(Frozen):
-    """Batch loading. Only `unpaired`, `views`, `decode`, `order`, `window` and `crop_scale` change what is learned."""
+    """Batch loading. What changes what a run learns: `unpaired`, `views`, `captions`, `decode`, `order`, `window` and
+    `crop_scale`."""
 
     unpaired: bool = False
     """Train on rows with an image or a caption alone too: terms `feature` and `relational` learn from them."""
@@ -208,6 +209,9 @@ class DataConfig(Frozen):
     views: bool = False
     """Train on the views that the store has (`mmkd extract --views`), one drawn for each image and epoch, and on the
     teachers' features of that view; `crop_scale` is then not used, and the original files are read."""
+    captions: dict[str, NonNegativeFloat] = Field(default_factory=dict)
+    """Draw weight of each kind of caption, one drawn for each row and epoch: `own`, the row's own, a kind of
+    further captions that the store has, or `further` for those without a kind. Empty: each row's own."""
     images: Literal["auto", "inputs", "corpus"] = "auto"
     """`inputs`: the store's own JPEGs (`mmkd extract --keep-inputs`); `corpus`: the original files."""
     decode: Literal["workers", "device"] = "workers"
@@ -235,8 +239,10 @@ class DataConfig(Frozen):
         if self.views and (self.images == "inputs" or self.decode == "device"):
             kept = "images: inputs" if self.images == "inputs" else "decode: device"
             yield f"views are cut from the original files, and `{kept}` reads reduced ones; leave it out"
-        if self.views and self.order == "windows":
-            yield "views are rows of other shards than their images, which `order: windows` does not read"
+        if (self.views or self.captions) and self.order == "windows":
+            yield "views and further captions are rows of other shards, which `order: windows` does not read"
+        if self.captions and not any(self.captions.values()):
+            yield f"captions: every weight of {', '.join(self.captions)} is 0; give one of them more"
 
 
 class ComputeConfig(Frozen):

@@ -104,11 +104,11 @@ class TeacherFeatures:
         """Return which features of these rows are there and teach, bool (B, T, 2)."""
         return unpack_taught(self._taught[rows], len(self.slugs))
 
-    def check_views(self, rows: NDArray[np.int64]) -> None:
-        """Raise UserError if a teacher with an image tower has no feature of any of these views."""
+    def check_rows(self, what: str, tower: Tower, rows: NDArray[np.int64]) -> None:
+        """Raise UserError if a teacher with this tower has no feature of any of these rows of views or captions."""
         for slug, count in self.count_rows(rows).items():
-            if "image" in self.cards[slug].towers and not count:
-                raise UserError(f"data.views: teacher {slug} has no features of the views; run `mmkd extract` with it")
+            if tower in self.cards[slug].towers and not count:
+                raise UserError(f"data.{what}: teacher {slug} has no features of them; run `mmkd extract` with it")
 
     @property
     def bytes(self) -> int:
@@ -131,17 +131,24 @@ class TeacherFeatures:
         self._parts = [{tower: copy(part) for tower, part in parts.items()} for parts in self._parts]
         self._device, self.resident_bytes = device, self.bytes
 
-    def gather(self, rows: NDArray[np.int64], images: NDArray[np.int64] | None = None) -> tuple[TeacherTargets, ...]:
+    def gather(
+        self,
+        rows: NDArray[np.int64],
+        images: NDArray[np.int64] | None = None,
+        texts: NDArray[np.int64] | None = None,
+    ) -> tuple[TeacherTargets, ...]:
         """Return all teachers' features of these rows, in the order of `slugs`: on the device when resident, else
-        pinned. images: rows whose image features stand for theirs."""
-        picked, targets = torch.from_numpy(rows).to(self._device), []
-        seen = picked if images is None else torch.from_numpy(images).to(self._device)
-        have = torch.from_numpy(self._present(rows)).to(self._device)
-        if images is not None:
-            have[:, :, 0] &= torch.from_numpy(self._present(images)[:, :, 0]).to(self._device)
-        for parts, dim, present in zip(self._parts, self.dims, have.unbind(1), strict=True):
-            image = self._select(parts.get("image"), dim, seen, present[:, 0])
-            text = self._select(parts.get("text"), dim, picked, present[:, 1])
+        pinned. images, texts: rows whose features of this tower stand for theirs."""
+        have, targets, read = self._present(rows), [], []
+        for tower, others in enumerate((images, texts)):
+            read.append(torch.from_numpy(rows if others is None else others).to(self._device))
+            if others is not None:
+                have[:, :, tower] &= self._present(others)[:, :, tower]
+        all_present = torch.from_numpy(have).to(self._device)
+        for parts, dim, present in zip(self._parts, self.dims, all_present.unbind(1), strict=True):
+            image, text = (
+                self._select(parts.get(tower), dim, read[n], present[:, n]) for n, tower in enumerate(TOWERS)
+            )
             targets.append(TeacherTargets(image, text, present))
         return tuple(targets)
 
