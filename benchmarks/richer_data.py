@@ -30,11 +30,12 @@ from torch import Tensor
 from mmkd.benchmarks import distillation as base
 from mmkd.benchmarks.distillation import BATCH, Material, Scenario
 from mmkd.benchmarks.random_towers import SIZE
+from mmkd.demo.corpus import VAGUE_SHARE, WRONG_SHARE
 from mmkd.demo.specialists import WIDTH, load_towers, tower_features
 from mmkd.distill.batches import Batch, BatchPlan, Schedule
+from mmkd.distill.draws import draws
 from mmkd.distill.objective import make_objective
 from mmkd.distill.optimizer import lr_factor
-from mmkd.distill.policies import draws
 from mmkd.distill.teacher_features import TeacherTargets
 from mmkd.distill.world import World
 from mmkd.evaluate.heads.torch_training import reproducible
@@ -83,7 +84,7 @@ EXPERIMENTS: dict[str, tuple[Scenario, dict[str, Arm]]] = {
         },
     ),
     "vision-only teachers": (
-        Scenario(vague=base.VAGUE_SHARE, wrong=base.WRONG_SHARE, overlap=3),
+        Scenario(vague=VAGUE_SHARE, wrong=WRONG_SHARE, overlap=3),
         {
             "three CLIP teachers": Arm({}),
             "and three vision-only": Arm({}, vision_only=True),
