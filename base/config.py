@@ -134,8 +134,7 @@ _Loader.yaml_implicit_resolvers = {
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Read a YAML file whose top level is a mapping. Raises ConfigError if it cannot be read, is not YAML, or is not a
-    mapping."""
+    """Read a YAML file whose top level is a mapping. Raises ConfigError if it cannot be read, or is none."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
@@ -157,8 +156,7 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 
 def validated(model: type[Model], content: object, where: Path | str) -> Model:
-    """Make `model` of parsed YAML. Raises ConfigError for the first key that does not fit, naming the nearest known
-    key."""
+    """Make `model` of parsed YAML. Raises ConfigError for the first key that does not fit, with the nearest known."""
     try:
         return model.model_validate(content)
     except ValidationError as error:
@@ -218,8 +216,7 @@ def user_roots() -> dict[str, str]:
 
 
 def filled(content: Any, roots: dict[str, str], where: Path | str) -> Any:
-    """Replace every `${name}` in the texts of `content`, parsed YAML. Raises ConfigError for a name that is not among
-    the roots."""
+    """Replace every `${name}` in the texts of `content`, parsed YAML. Raises ConfigError for a name that is no root."""
     if isinstance(content, dict):
         return {key: filled(value, roots, where) for key, value in content.items()}
     if isinstance(content, list):

@@ -166,8 +166,7 @@ def pixels(crop: Crop) -> Image:
 
 
 def image_row(crop: Crop, split: str, number: int) -> Row:
-    """Return the table row of the `number`-th crop of its class and split; every other caption says where the crop
-    lies."""
+    """Return the table row of the `number`-th crop of its class and split; every other caption says where it lies."""
     source = crop.source
     words = source.captions if crop.split == "train" else source.prompts
     caption = words[number % len(words)]
@@ -178,8 +177,8 @@ def image_row(crop: Crop, split: str, number: int) -> Row:
 
 
 def check_packages(sources: Sequence[Source]) -> None:
-    """Check that all pictures and readers are installed before writing. Raises UserError naming the first package that
-    is missing."""
+    """Check that all pictures and readers are installed before writing. Raises UserError for the first that is
+    missing."""
     for module, package in {"PIL": "pillow", "pydicom": "pydicom", "nibabel": "nibabel"}.items():
         if importlib.util.find_spec(module) is None:
             raise missing_package(package)

@@ -56,8 +56,7 @@ SUITE = read_mapping(Path(__file__).with_name("suite.yaml"))
 
 def run_demo(folder: Path, say: Say = print) -> ResultTable:
     """Finish the demo in `folder`, print the tables of scores, and return that of the balanced accuracy. Raises
-    UserError if a package of the extra `demo` is missing or a signal stopped a training. Raises MmkdError as the single
-    steps do."""
+    UserError if a package of the extra `demo` is missing or a signal stopped a training, and as the single steps."""
     started = time.monotonic()
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

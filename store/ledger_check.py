@@ -24,8 +24,7 @@ Place = tuple[int, str]
 
 @dataclass
 class LedgerScan:
-    """loose, folded: entries by file. faults: file and what is wrong with it. disputed: places with two different
-    entries."""
+    """loose, folded: entries by file. faults: file and what is wrong. disputed: places with two different entries."""
 
     loose: dict[str, LedgerEntry] = field(default_factory=dict)
     folded: dict[str, list[LedgerEntry]] = field(default_factory=dict)

@@ -34,8 +34,7 @@ def join(folder: StorePath, name: str) -> StorePath:
 
 def open_file(place: StorePath) -> IO[bytes]:
     """Open a regular file for reading, with random access. Raises OSError if it is missing, not readable, or not a
-    regular file (a pipe would block forever). Raises UnreachableError if the server refuses, fails or does not
-    answer."""
+    regular file (a pipe would block forever); UnreachableError if the server refuses or fails."""
     if isinstance(place, RemotePath):
         return io.BufferedReader(_RemoteFile(place), _READ_AHEAD)
     # O_NONBLOCK: opening a pipe without a writer would block. It has no effect on regular files.

@@ -1,5 +1,4 @@
-"""Files of a teacher and their hashes: in a folder, in the hub's cache, on the Hugging Face hub or its mirror
-(`HF_ENDPOINT`)."""
+"""Files of a teacher and their hashes: in a folder, in the hub's cache, on the hub or its mirror (`HF_ENDPOINT`)."""
 
 import hashlib
 import json

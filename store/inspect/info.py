@@ -1,5 +1,4 @@
-"""Everything that `mmkd store info` shows, as one value. Of the runs over the store, durations, and whether
-one is in progress."""
+"""Everything that `mmkd store info` shows, as one value. Of runs over the store, durations, and whether one goes on."""
 
 import time
 from contextlib import suppress

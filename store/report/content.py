@@ -35,8 +35,7 @@ NAMED = 2
 CAPTION_CHARACTERS = 300
 THUMBNAIL_SIDE = 80
 THUMBNAIL_BYTES = 2_000_000
-"""Limit of all thumbnails before base64; with 4.8 MB of plotly.js the page stays below 10 MB whatever the store's
-size."""
+"""Limit of all thumbnails before base64; with 4.8 MB of plotly.js any page stays below 10 MB."""
 
 
 @dataclass(frozen=True)

@@ -81,8 +81,7 @@ def select(
 ) -> SelectionReport:
     """Judge every pair by a rule and write `selections/<name>`; four bytes of memory per pair and score. Raises
     UserError if the name is taken, the rule keeps nothing, or a teacher, column, label or prompt is missing;
-    IncompleteStoreError if a teacher is missing in some shards; TeacherMismatchError if prompts were made with other
-    weights."""
+    IncompleteStoreError if a teacher is missing in some shards; TeacherMismatchError for prompts of other weights."""
     root = check_name(store.root, name)
     columns = pairs_to_judge(store, rule)
     count(columns, columns.available, by)  # a missing column is reported before the long part
