@@ -3,7 +3,7 @@ of this rank, L tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
@@ -26,6 +26,8 @@ from mmkd.distill.world import World
 Item = TypeVar("Item")
 Piece = tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]
 """Images, tokens and columns of some rows: the arguments of the student's towers."""
+Choose = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Epoch, positions int64 (B,) and available teachers bool (B, T) to shares (B, T)."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,8 @@ class Batches:
     teachers: TeacherFeatures | None
     workers: int
     world: World
+    choose: Choose | None = None
+    """Which teachers' features are read; all when not given."""
     ahead: FetchAhead | None = None
     """Of a store behind a URL."""
     views: TrainingViews | None = None
@@ -185,12 +189,19 @@ class Batches:
                 texts_of, chosen = self.choices.choose(self.plan.seed, epoch, rows)
                 tokens, columns = self.choices.instead(chosen[groups[:, 0] >= 0], tokens, columns)
                 groups[chosen >= 0, 0] = self.choices.numbers[chosen[chosen >= 0]]
-            targets = self.teachers.gather(rows, images_of, texts_of) if self.teachers is not None else ()
+            positions = torch.arange(start + world.rank * len(rows), start + (world.rank + 1) * len(rows))
+            targets: tuple[TeacherTargets, ...] = ()
+            if self.teachers is not None:
+                wanted = None
+                if self.choose is not None:
+                    there = torch.from_numpy(self.teachers.present(rows, images_of, texts_of)) & has[:, None]
+                    wanted = self.choose(epoch, positions, there.any(2)) > 0
+                targets = self.teachers.gather(rows, wanted, images=images_of, texts=texts_of)
             batch = Batch(
                 step=step,
                 epoch=epoch,
                 rows=rows,
-                positions=torch.arange(start + world.rank * len(rows), start + (world.rank + 1) * len(rows)),
+                positions=positions,
                 images=images,
                 tokens=tokens,
                 columns=columns,

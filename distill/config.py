@@ -371,6 +371,7 @@ class RunConfig(Frozen):
     logging: LoggingConfig = LoggingConfig()
 
     def faults(self) -> Iterator[str]:
+        """Yield what `data.order` cannot serve."""
         if self.data.order == "windows" and "bank" in self.loss.teacher_terms:
             yield "loss.bank reads rows of the whole store; it goes without `data: {order: windows}`"
 

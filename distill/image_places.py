@@ -36,7 +36,8 @@ class ImagePlaces:
     def map(cls, folder: Path) -> "ImagePlaces":
         """Map those of a run."""
         found, _ = map_arrays(folder)
-        return cls(*(found[name] for name in ("rows", "uri", "uri_starts", "offset", "length")), folder)
+        rows, uri, starts, offset, length = map(found.get, ("rows", "uri", "uri_starts", "offset", "length"))
+        return cls(rows, uri, starts, offset, length, folder)  # type: ignore[arg-type]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Send what is mapped by its folder: worker processes map it themselves."""

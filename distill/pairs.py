@@ -160,7 +160,7 @@ class PairSource:
                 # Of a view or further caption there is one tower by design.
                 single = store.record.span_of(first).corpus.towers != TOWERS
                 bits = {"bits": taught_bits(valid, cards, kept, unpaired=self.unpaired or single)}
-                have = bits["bits"].any(axis=1)[table["row"].to_numpy() - first]
+                have = np.asarray(bits["bits"].any(axis=1))[table["row"].to_numpy() - first]
                 usable = pc.and_(usable, pa.array(have))
             for names, sound in ((("caption",), text), (("uri", "image_sha256"), image)):
                 for at in map(table.schema.get_field_index, names):

@@ -44,6 +44,11 @@ def one_teacher(available_BT: torch.Tensor, drawn_B: torch.Tensor) -> torch.Tens
     return (available_BT & (number_BT == chosen_B[:, None])).float()
 
 
+def drawn_teacher(seed: int, epoch: int, positions_B: torch.Tensor, available_BT: torch.Tensor) -> torch.Tensor:
+    """Return the shares of policy `one`, float32 (B, T), a function of (seed, epoch, position)."""
+    return one_teacher(available_BT, draws(seed, epoch, positions_B, 1)[:, 0])
+
+
 def weighted_teachers(available_BT: torch.Tensor, weights_T: torch.Tensor) -> torch.Tensor:
     """Return shares in proportion to fixed weights."""
     return _normalize(available_BT * weights_T)
@@ -149,7 +154,7 @@ class Policy:
         """Return float32 (B, T), from `scores` of the same batch."""
         available_BT = torch.stack([target.present.any(1) for target in batch.targets], dim=1)
         if self.config.kind == "one":
-            return one_teacher(available_BT, draws(self.seed, batch.epoch, batch.positions, 1)[:, 0])
+            return drawn_teacher(self.seed, batch.epoch, batch.positions, available_BT)
         if self.weights is not None:
             return weighted_teachers(available_BT, self.weights.to(available_BT.device))
         if scores_BT is not None:

@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,11 @@ from mmkd.distill.objective import make_objective
 from mmkd.distill.optimizer import WeightAverage, lock_layers, make_optimizer, warmup_steps
 from mmkd.distill.order import Windows
 from mmkd.distill.pairs import Pairs, PairSource, open_pairs
+from mmkd.distill.policies import drawn_teacher
 from mmkd.distill.provenance import TEXT, RunRecord, make_record
 from mmkd.distill.student import Towers, check_text, image_size, model_config, preprocessing, save_text
 from mmkd.distill.teacher_features import TeacherFeatures
+from mmkd.distill.terms import ONE_TOWER_TERMS
 from mmkd.distill.train_step import Arithmetic, Model, Updater, count_arithmetic
 from mmkd.distill.views import TrainingViews, find_views
 from mmkd.distill.world import World
@@ -155,6 +158,7 @@ def prepare(config: RunConfig, world: World, scratch: Path | None = None) -> Run
         plan=BatchPlan(pairs.rows, schedule, config.seed, windows),
         pairs=pairs,
         pictures=train_pictures(pictures, config.data, student, world.device, views),
+        choose=partial(drawn_teacher, config.seed) if _reads_one(config) else None,
         ahead=ahead,
         teachers=teachers,
         workers=workers,
@@ -203,6 +207,12 @@ def _find_views_and_captions(
     if choices is not None and teachers is not None:
         teachers.check_rows("captions", "text", choices.choice_rows[choices.choices >= 0])
     return views, choices
+
+
+def _reads_one(config: RunConfig) -> bool:
+    """Return True if no loss compares a row with other rows as teachers see them that are not drawn for these."""
+    alone = config.loss.mixed_teachers or set(config.loss.teacher_terms) <= ONE_TOWER_TERMS
+    return config.policy.kind == "one" and config.loss.teacher_terms != () and alone
 
 
 def _look_at_captions(towers: Towers, pairs: Pairs, world: World, *, half: bool) -> Arithmetic:

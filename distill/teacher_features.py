@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from mmkd.base.errors import UserError
 from mmkd.store import FeatureStore
-from mmkd.store.array import FeatureArray
+from mmkd.store.array import DecodedRows, FeatureArray
 from mmkd.store.card import TeacherCard
+from mmkd.store.chunk import ask_for_rows
 from mmkd.store.layout import SOUND_BIT, TOWERS, Tower
 
 # Of the device memory that is free before training: the rest is for weights, their moments and activations.
@@ -93,16 +94,21 @@ class TeacherFeatures:
 
     def any_available(self) -> NDArray[np.bool_]:
         """Return where at least one teacher teaches, bool (N,)."""
-        found: NDArray[np.bool_] = self._taught.any(axis=1)
-        return found
+        return np.asarray(self._taught.any(axis=1))
 
     def count_rows(self, rows: NDArray[np.int64]) -> dict[str, int]:
         """Count the rows of these that each teacher teaches."""
-        return dict(zip(self.slugs, self._present(rows).any(axis=2).sum(axis=0).tolist(), strict=True))
+        return dict(zip(self.slugs, self.present(rows).any(axis=2).sum(axis=0).tolist(), strict=True))
 
-    def _present(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return which features of these rows are there and teach, bool (B, T, 2)."""
-        return unpack_taught(self._taught[rows], len(self.slugs))
+    def present(
+        self, rows: NDArray[np.int64], images: NDArray[np.int64] | None = None, texts: NDArray[np.int64] | None = None
+    ) -> NDArray[np.bool_]:
+        """Return which features of these rows are there and teach, bool (B, T, 2); see `gather`."""
+        have = unpack_taught(self._taught[rows], len(self.slugs))
+        for tower, others in enumerate((images, texts)):
+            if others is not None:
+                have[:, :, tower] &= unpack_taught(self._taught[others], len(self.slugs))[:, :, tower]
+        return have
 
     def check_rows(self, what: str, tower: Tower, rows: NDArray[np.int64]) -> None:
         """Raise UserError if a teacher with this tower has no feature of any of these rows of views or captions."""
@@ -134,22 +140,29 @@ class TeacherFeatures:
     def gather(
         self,
         rows: NDArray[np.int64],
+        wanted: torch.Tensor | None = None,
+        *,
         images: NDArray[np.int64] | None = None,
         texts: NDArray[np.int64] | None = None,
     ) -> tuple[TeacherTargets, ...]:
         """Return all teachers' features of these rows, in the order of `slugs`: on the device when resident, else
-        pinned. images, texts: rows whose features of this tower stand for theirs."""
-        have, targets, read = self._present(rows), [], []
-        for tower, others in enumerate((images, texts)):
-            read.append(torch.from_numpy(rows if others is None else others).to(self._device))
-            if others is not None:
-                have[:, :, tower] &= self._present(others)[:, :, tower]
-        all_present = torch.from_numpy(have).to(self._device)
-        for parts, dim, present in zip(self._parts, self.dims, all_present.unbind(1), strict=True):
-            image, text = (
-                self._select(parts.get(tower), dim, read[n], present[:, n]) for n, tower in enumerate(TOWERS)
-            )
-            targets.append(TeacherTargets(image, text, present))
+        pinned. Those that are not `wanted`, bool (B, T), are not read, and are zero. images, texts: rows whose features
+        of this tower stand for theirs."""
+        read = [torch.from_numpy(rows if part is None else part).to(self._device) for part in (images, texts)]
+        have, targets = torch.from_numpy(self.present(rows, images, texts)).to(self._device), []
+        asked = torch.ones_like(have[:, :, 0]) if wanted is None else wanted.to(self._device)
+        for parts, mine in zip(self._parts, asked.unbind(1), strict=True):
+            for tower, part in parts.items():
+                _ask_for(part, read[TOWERS.index(tower)][mine])
+        for parts, dim, present, mine in zip(self._parts, self.dims, have.unbind(1), asked.unbind(1), strict=True):
+            found = []
+            for tower, picked, there in zip(TOWERS, read, present.unbind(1), strict=True):
+                some = (picked, there) if wanted is None else (picked[mine], there[mine])
+                part = self._select(parts.get(tower), dim, *some)
+                if wanted is not None:
+                    part = part.new_zeros(len(rows), part.shape[1]).masked_scatter(mine[:, None], part)
+                found.append(part)
+            targets.append(TeacherTargets(found[0], found[1], present))
         return tuple(targets)
 
     def _select(
@@ -168,6 +181,15 @@ class TeacherFeatures:
             chosen = chosen.pin_memory() if pinned else chosen
         chosen[~present] = 0  # NaN in the store; a product with zero would keep it
         return chosen
+
+
+def _ask_for(source: torch.Tensor | FeatureArray, rows: torch.Tensor) -> None:
+    """Have a disk read rows of what is mapped."""
+    codes = source.codes if isinstance(source, DecodedRows) else source
+    if isinstance(codes, np.ndarray):
+        codes = as_tensor(codes)
+    if isinstance(codes, torch.Tensor) and codes.device.type == "cpu":
+        ask_for_rows(codes.data_ptr(), codes.stride(0) * codes.itemsize, rows.numpy())
 
 
 def as_tensor(features: FeatureArray) -> torch.Tensor | FeatureArray:
