@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from tiny_run import assert_equal_ends, in_ranks, quiet, stopped_at_first_step, 
 from mmkd.base.errors import ConfigError, UserError
 from mmkd.base.images.views import Views
 from mmkd.distill.config import load_run
-from mmkd.distill.images import CorpusImages, image_batches
 from mmkd.distill.prepare import prepare
 from mmkd.distill.student import student_pixels
 from mmkd.distill.views import find_views
@@ -104,20 +102,3 @@ def test_stores_and_settings_that_do_not_fit_end_in_one_line(root: Path) -> None
         find_views(FeatureStore.open(root / "features"), np.append(np.arange(ROWS), 9_999))
     with pytest.raises(ConfigError, match="views and further captions are rows of other shards"):
         load_run(write_run(root, "windows", data={"views": True, "order": "windows"}))
-
-
-def test_a_view_costs_no_more_than_a_crop(root: Path) -> None:
-    """Both decode the picture and resize a part of it: the draw and the crop are small beside that."""
-    ready = prepare(load_run(write_run(root, "cost", **LEARN)), ALONE)
-    images = CorpusImages(FeatureStore.open(root / "features"), ready.batches.pairs.places)
-    student, wanted = ready.update.model.towers.student, [(epoch, np.arange(ROWS)) for epoch in range(4)]
-    seconds = {"crop": 1e9, "view": 1e9}
-    for _ in range(3):
-        for name, pixels, views in (
-            ("crop", student_pixels(student, (0.9, 1.0)), None),
-            ("view", student_pixels(student), ready.batches.views),
-        ):
-            started = time.thread_time()
-            list(image_batches(images, pixels, wanted, 0, 0, views=views))
-            seconds[name] = min(seconds[name], time.thread_time() - started)
-    assert seconds["view"] <= 1.5 * seconds["crop"], seconds
