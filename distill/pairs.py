@@ -140,11 +140,8 @@ class PairSource:
         condition = parse_condition(self.where, sample_schema(store.record.labels)) if self.where else None
         arrays = {slug: store.array(slug, VALID) for slug in self.slugs}
         chosen = store.available(self.selection) if self.selection and self.slugs else None
-        cards, order, size = (
-            [store.card(slug) for slug in self.slugs],
-            list(store.teachers),
-            store.record.rows_per_shard,
-        )
+        cards, order = [store.card(slug) for slug in self.slugs], list(store.teachers)
+        size = store.record.rows_per_shard
         for shard, whole in enumerate(in_parallel(part_of(shard_table, store), range(store.shards), store.root)):
             table = whole.filter(condition) if condition is not None else whole
             pending, matching = pending + count_pending(table), matching + len(table)
@@ -217,9 +214,8 @@ def _write(folder: Path, source: PairSource) -> Iterator[None]:
             (own, said), places = _tokens_of(table, source.tokenizer), ImagePlaces.of(table)
             groups = np.stack([said, _image_numbers(table)], axis=1)
             if bits:
-                have = unpack_taught(
-                    bits["bits"][places.rows - shard * source.store.record.rows_per_shard], len(taught)
-                )
+                first = shard * source.store.record.rows_per_shard
+                have = unpack_taught(bits["bits"][places.rows - first], len(taught))
                 taught += have.any(axis=2).sum(axis=0)
             writer.append(
                 {

@@ -153,7 +153,7 @@ class TeacherFeatures:
         asked = torch.ones_like(have[:, :, 0]) if wanted is None else wanted.to(self._device)
         for parts, mine in zip(self._parts, asked.unbind(1), strict=True):
             for tower, part in parts.items():
-                _ask_for(part, read[TOWERS.index(tower)][mine])
+                ask_for(part, read[TOWERS.index(tower)][mine])
         for parts, dim, present, mine in zip(self._parts, self.dims, have.unbind(1), asked.unbind(1), strict=True):
             found = []
             for tower, picked, there in zip(TOWERS, read, present.unbind(1), strict=True):
@@ -183,7 +183,7 @@ class TeacherFeatures:
         return chosen
 
 
-def _ask_for(source: torch.Tensor | FeatureArray, rows: torch.Tensor) -> None:
+def ask_for(source: torch.Tensor | FeatureArray, rows: torch.Tensor) -> None:
     """Have a disk read rows of what is mapped."""
     codes = source.codes if isinstance(source, DecodedRows) else source
     if isinstance(codes, np.ndarray):

@@ -269,7 +269,7 @@ def test_a_full_cache_disk_is_one_line(wide_scene: Path, tmp_path: Path, distant
             seen_by(run_of(wide_scene, "full", store=url, data={"cache": str(small)}))
         assert "\n" not in str(caught.value)
     finally:
-        subprocess.run(["umount", str(small)], check=True)
+        subprocess.run(["umount", "-l", str(small)], check=True)
 
 
 def test_damaged_files_of_the_cache_are_fetched_again(
