@@ -1,13 +1,11 @@
 """The index: every input gets its grid row before anything is decoded. Parts of a corpus are listed in parallel, each
 into a temporary file; these are read back in order and numbered, so that memory does not grow with the rows."""
 
+import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import replace
-from itertools import chain, islice, repeat
-from multiprocessing import get_context
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,32 +18,18 @@ from mmkd.base.errors import CorpusError
 from mmkd.base.files import disk_errors
 from mmkd.base.lock import only_writer
 from mmkd.base.places.remote import StorePath
-from mmkd.base.process import usable_cores
-from mmkd.extract.corpora import Corpus, CorpusRow, Ignored, Part, corpus_digest
-from mmkd.extract.corpora.row import (
-    CAPTION_FAULT,
-    MAX_CAPTION,
-    MAX_KEY,
-    MAX_LABEL,
-    NO_CAPTION,
-    NO_IMAGE,
-    ONE_SIDED,
-    is_blank,
-    replace_surrogates,
-)
+from mmkd.extract.corpora import Corpus, Part, corpus_digest
 from mmkd.extract.corpus_parts import only_written_again, what_changed, write_parts
+from mmkd.extract.listing import HASH, batches, list_parts
+from mmkd.extract.numbering import CAPTIONS, caption_rows, number_rows
 from mmkd.extract.report import Overview
-from mmkd.store.layout import sample_part
+from mmkd.store.layout import rows_per_shard, sample_part
 from mmkd.store.record import CorpusRecord, CorpusSpan, Store, StoreRecord, read_record
-from mmkd.store.samples import FIXED_COLUMNS, read_part, sample_schema, with_labels, write_part
+from mmkd.store.samples import read_part, sample_schema, with_labels, write_part
 from mmkd.store.writer import append_rows, create_store, finish_append, first_new_row
 
-_BATCH = 8192
-# Listing is Python work, so processes share it; below this a process costs more to start than it saves.
-_BYTES_WORTH_PROCESSES = 1 << 30
-
-# Names that no label has.
-_HASH, _IF_TAKEN, _BY_DESIGN = "\0hash", "\0if_taken", "\0by_design"
+CAPTIONS_KIND = "captions"
+"""Kind of the corpus that holds the further captions of another one."""
 
 
 class _Earlier(NamedTuple):
@@ -61,8 +45,9 @@ def create_indexed_store(corpus: Corpus, root: StorePath) -> Store:
     """List the corpus and lay an empty store over it. A key that occurs again is kept as a failed row that names the
     first one. Raises CorpusError for a corpus without rows, or that cannot be read; StoreError if it cannot write."""
     parts = corpus.parts()
-    with _index(corpus, parts) as (index, overview):
-        created = create_store(root, _corpus_record(corpus, parts, len(index)), index)
+    with _index(corpus, parts) as (tables, overview):
+        (record, index), *further = _with_records(corpus, parts, tables)
+        created = create_store(root, record, index, further=further)
     write_parts(root, corpus.settings(), parts, overview)
     return created
 
@@ -91,22 +76,35 @@ def append_below(
         finish_append(store)
         return present
     first, parts = first_new_row(store.record), corpus.parts()
-    with _index(corpus, parts, _inputs_before(store, first)) as (index, overview):
+    with _index(corpus, parts, _inputs_before(store, first), store.record.rows_per_shard) as (tables, overview):
         for line in overview.lines():
             say(line)
-        return append_rows(store, _corpus_record(corpus, parts, len(index), **facts), index).record.spans()[-1]
+        (record, index), *further = _with_records(corpus, parts, tables, **facts)
+        return append_rows(store, record, index, further=further).record.span_of(first)
 
 
-def _corpus_record(corpus: Corpus, parts: Sequence[Part], rows: int, **facts: Any) -> CorpusRecord:
-    return CorpusRecord(
-        **facts,
-        kind=corpus.kind,
-        location=corpus.location,
-        root=str(corpus.root),
-        rows=rows,
-        labels=corpus.labels,
-        digest=corpus_digest(corpus, parts),
-    )
+def _with_records(
+    corpus: Corpus, parts: Sequence[Part], tables: Sequence[pa.Table], **facts: Any
+) -> list[tuple[CorpusRecord, pa.Table]]:
+    """Return the tables of `_index` with their records."""
+    place, digest = {"location": corpus.location, "root": str(corpus.root)}, corpus_digest(corpus, parts)
+    about: list[dict[str, Any]] = [{**facts, "kind": corpus.kind, "labels": corpus.labels, "digest": digest}]
+    about.append({"kind": CAPTIONS_KIND, "towers": ("text",), "digest": _captions_digest(digest)})
+    return [
+        (CorpusRecord(rows=len(table), **place, **members), table)
+        for table, members in zip(tables, about, strict=False)
+    ]
+
+
+def _captions_digest(digest: str) -> str:
+    """Return the digest of the further captions of a corpus."""
+    return hashlib.sha256(f"{CAPTIONS_KIND} of {digest}".encode()).hexdigest()
+
+
+def _with_captions(span: CorpusSpan, record: StoreRecord) -> list[CorpusSpan]:
+    """Return a corpus' place in the grid, and that of its further captions, if it has some."""
+    wanted = _captions_digest(span.corpus.digest)
+    return [span, *(one for one in record.spans() if one.corpus.digest == wanted)]
 
 
 def _inputs_before(store: Store, end: int) -> _Earlier:
@@ -122,15 +120,22 @@ def _inputs_before(store: Store, end: int) -> _Earlier:
 def restore_parts(corpus: Corpus, store: Store) -> int:
     """List the corpus again for sample parts that are missing (`mmkd store verify --repair` drops damaged ones);
     return how many were written, with pending rows. Raises as `check_same_corpus`; StoreError if it cannot write."""
-    span = check_same_corpus(corpus, store)
-    if missing := [shard for shard in span.shards if not (store.root / sample_part(shard)).is_file()]:
-        per_shard, first = store.record.rows_per_shard, span.rows.start
+    spans = _with_captions(check_same_corpus(corpus, store), store.record)
+    missing = [(n, shard) for n, span in enumerate(spans) for shard in span.shards if not _is_there(store, shard)]
+    if missing:
+        per_shard, first = store.record.rows_per_shard, spans[0].rows.start
         schema = sample_schema(store.record.labels)
-        with _index(corpus, corpus.parts(), _inputs_before(store, first)) as (index, _):
-            for shard in missing:
-                rows = with_labels(index.slice(shard * per_shard - first, per_shard), schema)
-                write_part(store.root, shard, rows.combine_chunks())
+        with _index(corpus, corpus.parts(), _inputs_before(store, first), per_shard) as (tables, _):
+            for number, shard in missing:
+                start = shard * per_shard - spans[number].rows.start
+                write_part(
+                    store.root, shard, with_labels(tables[number].slice(start, per_shard), schema).combine_chunks()
+                )
     return len(missing)
+
+
+def _is_there(store: Store, shard: int) -> bool:
+    return (store.root / sample_part(shard)).is_file()
 
 
 def corpus_span(corpus: Corpus, record: StoreRecord) -> CorpusSpan | None:
@@ -160,28 +165,32 @@ def check_same_corpus(corpus: Corpus, store: Store) -> CorpusSpan:
 
 def _same_rows(corpus: Corpus, parts: Sequence[Part], store: Store) -> bool:
     """Return True when the corpus gives the content of the store's first span; missing parts are not compared."""
-    span = store.record.spans()[0]
-    with _index(corpus, parts) as (index, _):
-        if len(index) != len(span.rows) or corpus.labels != span.corpus.labels:
+    spans = _with_captions(store.record.spans()[0], store.record)
+    with _index(corpus, parts, per_shard=store.record.rows_per_shard) as (tables, _):
+        if list(map(len, tables)) != [len(span.rows) for span in spans] or corpus.labels != spans[0].corpus.labels:
             return False
         # What the corpus decides; the other columns say what became of a row.
-        columns = ["row", "key", "caption", "modality", "uri", "offset", "length", *corpus.labels]
-        for shard in (shard for shard in span.shards if (store.root / sample_part(shard)).is_file()):
-            rows, stored = store.record.shard_rows(shard), read_part(store.root, shard)[0].select(columns)
-            if not index.slice(rows.start, len(rows)).select(columns).combine_chunks().equals(stored):
-                return False
+        columns = ["row", "key", "caption", "modality", "uri", "offset", "length", "image_rows", "caption_kind"]
+        for span, table in zip(spans, tables, strict=True):
+            names = [*columns, *span.corpus.labels]
+            for shard in (shard for shard in span.shards if _is_there(store, shard)):
+                rows, stored = store.record.shard_rows(shard), read_part(store.root, shard)[0].select(names)
+                listed = table.slice(rows.start - span.rows.start, len(rows)).select(names)
+                if not listed.combine_chunks().equals(stored):
+                    return False
     return True
 
 
 @contextmanager
 def _index(
-    corpus: Corpus, parts: Sequence[Part], earlier: _Earlier | None = None
-) -> Iterator[tuple[pa.Table, Overview]]:
-    """The corpus as a table, numbered from `earlier.end` on, mapped from a file: it may be larger than memory."""
+    corpus: Corpus, parts: Sequence[Part], earlier: _Earlier | None = None, per_shard: int | None = None
+) -> Iterator[tuple[list[pa.Table], Overview]]:
+    """The corpus as a table, numbered from `earlier.end` on, mapped from a file: it may be larger than memory; behind
+    it its further captions, if there are any, from the next boundary of `per_shard` rows on (of a new store: None)."""
     earlier = earlier or _Earlier()
     with tempfile.TemporaryDirectory(prefix="mmkd-index-") as name:
         folder = Path(name)
-        listed = list(_list_parts(corpus, parts, folder))
+        listed = list(list_parts(corpus, parts, folder))
         files, total = [part.file for part in listed], sum(part.rows for part in listed)
         overview = Overview()
         for one in chain(corpus.ignored(), *(part.ignored for part in listed)):
@@ -193,7 +202,7 @@ def _index(
 
         def hashes() -> Iterator[NDArray[np.uint64]]:
             yield earlier.hashes
-            for column in (batch.column(_HASH) for batch in _batches(files)):
+            for column in (batch.column(HASH) for batch in batches(files)):
                 data = np.frombuffer(column.buffers()[1], dtype=np.uint64)
                 yield data[2 * column.offset : 2 * (column.offset + len(column))].reshape(-1, 2)
 
@@ -206,150 +215,21 @@ def _index(
         # A row with one side lacks the other only in a corpus of both.
         paired = any(part.images for part in listed) and any(part.captions for part in listed)
         # Spooled to a file and mapped back: the number of rows decides the shards, and is known last.
-        spool, schema = folder / "index.arrow", sample_schema(corpus.labels)
-        with disk_errors(spool), pa.OSFile(str(spool), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-            for batch in _number_rows(files, duplicates, start=earlier.end, paired=paired, overview=overview):
-                writer.write_batch(pa.RecordBatch.from_arrays([batch[name] for name in schema.names], schema=schema))
-        with pa.memory_map(str(spool)) as source:
-            yield pa.ipc.open_stream(source).read_all(), overview
-
-
-class _Listed(NamedTuple):
-    """One part: its rows in a file, how many have an image or a caption, and what it ignores."""
-
-    file: Path
-    rows: int
-    images: int
-    captions: int
-    ignored: list[Ignored]
-
-
-def _list_parts(corpus: Corpus, parts: Sequence[Part], folder: Path) -> Iterator[_Listed]:
-    """List every part into its own file, in the parts' order."""
-    cores = usable_cores()
-    pool: Executor
-    if len(parts) > 1 and cores > 1 and sum(part.size for part in parts) > _BYTES_WORTH_PROCESSES:
-        # Spawned processes: a fork with threads (Arrow's, Dask's) may deadlock.
-        pool = ProcessPoolExecutor(min(cores, len(parts)), mp_context=get_context("spawn"))
-    else:
-        # Threads wait for a network together, and more of them than cores do.
-        threads = 16 if "://" in str(corpus.root) else cores
-        pool = ThreadPoolExecutor(min(threads, max(1, len(parts))), thread_name_prefix="mmkd-index")
-    files = [folder / f"{number}.arrow" for number in range(len(parts))]
-    with pool:
-        yield from pool.map(_list_part, repeat(corpus), parts, files, repeat(corpus.labels))
-
-
-def _list_part(corpus: Corpus, part: Part, file: Path, labels: tuple[str, ...]) -> _Listed:
-    ignored: dict[str, Ignored] = {}
-
-    def rows() -> Iterator[CorpusRow]:
-        for row in corpus.rows_of(part):
-            if isinstance(row, CorpusRow):
-                yield row
-            elif (first := ignored.setdefault(row.reason, row)) is not row:
-                ignored[row.reason] = replace(first, count=first.count + row.count)
-
-    # The sample table's columns before it is numbered, and the key's hash.
-    own = [pa.field(_HASH, pa.binary(16)), pa.field(_IF_TAKEN, pa.string()), pa.field(_BY_DESIGN, pa.bool_())]
-    numbers = [pa.field(name, pa.int64()) for name in ("offset", "length")]
-    numbers += [FIXED_COLUMNS.field(name) for name in ("image_rows", "view_number")]
-    texts = [pa.field(name, pa.string()) for name in ("key", "caption", "modality", "uri", "reason", *labels)]
-    schema = pa.schema([*own, *numbers, *texts])
-    left, count, images, captions = rows(), 0, 0, 0
-    with disk_errors(file), pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        while batch := list(islice(left, _BATCH)):
-            writer.write_batch(pa.RecordBatch.from_pylist([_cells(row, labels) for row in batch], schema=schema))
-            count += len(batch)
-            images += sum(row.uri is not None and not row.by_design for row in batch)
-            captions += sum(row.caption is not None and not row.by_design for row in batch)
-    return _Listed(file, count, images, captions, list(ignored.values()))
-
-
-def _cells(row: CorpusRow, labels: tuple[str, ...]) -> dict[str, Any]:
-    """Return a row's cells by column, with its reason, if any; keys, captions and labels cut to their limits."""
-    return {
-        _HASH: key_hash(row.key),
-        _IF_TAKEN: _cut(row.if_taken),
-        _BY_DESIGN: row.by_design,
-        "key": replace_surrogates(row.key[:MAX_KEY]),
-        # A caption that is too long would slow every reader of the table: it fails, and is not stored.
-        "caption": "" if len(row.caption or "") > MAX_CAPTION else _cut(row.caption, MAX_CAPTION),
-        "modality": _cut(row.modality),
-        "uri": _cut(row.uri, 2 * MAX_KEY),
-        "offset": row.offset,
-        "length": row.length,
-        "image_rows": row.image_rows,
-        "view_number": row.view_number,
-        "reason": _fault(row),
-        **{label: _cut(row.labels.get(label)) for label in labels},
-    }
-
-
-def _fault(row: CorpusRow) -> str | None:
-    fault, caption = row.fault, row.caption
-    if fault is not None and not fault.startswith((CAPTION_FAULT, *ONE_SIDED)):
-        return fault
-    if len(row.key) > MAX_KEY:
-        fault = f"key: longer than {MAX_KEY:,} characters"
-    elif row.uri is not None and (len(row.uri) > 2 * MAX_KEY or replace_surrogates(row.uri) != row.uri):
-        fault = "row: image path is too long or not UTF-8"
-    elif row.uri is None and not caption and not (fault or "").startswith(CAPTION_FAULT):
-        fault = "key: neither image nor caption"
-    elif caption is not None and len(caption) > MAX_CAPTION:
-        fault = f"{CAPTION_FAULT}longer than {MAX_CAPTION:,} characters"
-    elif caption is not None and replace_surrogates(caption) != caption:
-        fault = f"{CAPTION_FAULT}not UTF-8"
-    elif fault is None and caption is not None and is_blank(caption):
-        fault = f"{CAPTION_FAULT}empty"
-    return fault
-
-
-def _cut(value: str | None, end: int = MAX_LABEL) -> str | None:
-    return None if value is None else replace_surrogates(value[:end])
-
-
-def _batches(files: Sequence[Path]) -> Iterator[pa.RecordBatch]:
-    for file in files:
-        with pa.OSFile(str(file), "rb") as source, pa.ipc.open_stream(source) as reader:
-            yield from reader
-
-
-def _number_rows(
-    files: Sequence[Path], duplicates: Mapping[int, int], *, start: int, paired: bool, overview: Overview
-) -> Iterator[Mapping[str, pa.Array]]:
-    """Yield the columns of the listed parts, a batch at a time, with grid rows from `start` on and the status known
-    before reading; count them. `duplicates`: rows whose key occurred before, and the first row that had it."""
-    shared = set(duplicates.values())
-    captions: dict[int, set[bytes]] = {}
-    for batch in _batches(files):
-        names = ("key", "uri", "caption", "reason", _IF_TAKEN, _BY_DESIGN)
-        keys, uris, texts, faults, if_taken, by_design = (batch.column(name).to_pylist() for name in names)
-        rows = range(start, start + len(batch))
-        for place, row in enumerate(rows):
-            first, caption = duplicates.get(row), texts[place]
-            if first is not None:
-                # Rows that share an image and have no key of their own differ by their captions.
-                seen = captions.get(first)
-                is_new = seen is not None and bool(caption) and key_hash(caption) not in seen
-                if is_new and if_taken[place] is not None and faults[place] is None:
-                    keys[place] = f"{keys[place]}#{if_taken[place]}"
-                else:
-                    faults[place] = f"key: duplicate of row {first}"
-            origin = row if first is None else first
-            if origin in shared:
-                captions.setdefault(origin, set()).add(key_hash(caption or ""))
-            if paired and faults[place] is None and not by_design[place]:
-                faults[place] = NO_IMAGE if uris[place] is None else NO_CAPTION if caption is None else None
-            image, text = uris[place] is not None, bool(caption)
-            overview.add_row(keys[place], image, text, faults[place], is_text=by_design[place] and text and not image)
-        usable = (CAPTION_FAULT, *ONE_SIDED)
-        status = ["pending" if fault is None or fault.startswith(usable) else "failed" for fault in faults]
-        empty = {field.name: pa.nulls(len(batch), field.type) for field in FIXED_COLUMNS}
-        made = {"row": rows, "key": keys, "reason": faults, "status": status}
-        yield (
-            empty
-            | dict(zip(batch.schema.names, batch.columns, strict=True))
-            | {name: pa.array(values, FIXED_COLUMNS.field(name).type) for name, values in made.items()}
-        )
-        start += len(batch)
+        schema = sample_schema(corpus.labels)
+        spools = {folder / "index.arrow": schema, folder / "captions.arrow": CAPTIONS}
+        with disk_errors(folder), ExitStack() as stack:
+            index, captions = (
+                stack.enter_context(pa.ipc.new_stream(stack.enter_context(pa.OSFile(str(spool), "wb")), of))
+                for spool, of in spools.items()
+            )
+            for rows, further in number_rows(files, duplicates, start=earlier.end, paired=paired, overview=overview):
+                index.write_batch(pa.RecordBatch.from_arrays([rows[name] for name in schema.names], schema=schema))
+                captions.write_table(pa.Table.from_pylist(further, schema=CAPTIONS))
+        with ExitStack() as stack:
+            rows, further = (
+                pa.ipc.open_stream(stack.enter_context(pa.memory_map(str(spool)))).read_all() for spool in spools
+            )
+            size = per_shard or rows_per_shard(len(rows))
+            behind = list(caption_rows(further, rows, -(-(earlier.end + len(rows)) // size) * size))
+            overview.further = sum(map(len, behind))
+            yield [rows, *([pa.Table.from_batches(behind)] if behind else [])], overview

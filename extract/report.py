@@ -42,6 +42,8 @@ class Overview:
     """Rows with an image; of a shared image, each row."""
     captions: int = 0
     pairs: int = 0
+    further: int = 0
+    """Distinct captions beside the first ones: rows behind the others."""
     texts: int = 0
     """Rows that are a text on purpose, such as a prompt."""
     reasons: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -72,7 +74,8 @@ class Overview:
         texts = f", {counted(self.texts, 'text')} without an image on purpose" if self.texts else ""
         paired = self.images and self.captions
         sides = f", {counted(one_sided, 'row')} with one side" if one_sided and paired else ""
-        yield f"corpus: {', '.join(counted(count, noun) for noun, count in counts.items())}{texts}{sides}"
+        more = f", {counted(self.further, 'further caption')}" if self.further else ""
+        yield f"corpus: {', '.join(counted(count, noun) for noun, count in counts.items())}{more}{texts}{sides}"
         for card in teachers:
             if not any({"image": self.images, "text": self.captions}[tower] for tower in card.towers):
                 yield f"  no features by {card.slug}: it encodes {TOWER_INPUTS[card.towers[0]]} only, there are none"

@@ -2,7 +2,7 @@
 shard boundary, so that no chunk holds rows of two corpora; the grid rows in between are absent."""
 
 import importlib.metadata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -54,27 +54,47 @@ class ShardFeatures:
 
 
 def create_store(
-    root: StorePath, corpus: CorpusRecord, index: pa.Table, shards_per_pack: int = SHARDS_PER_PACK
+    root: StorePath,
+    corpus: CorpusRecord,
+    index: pa.Table,
+    shards_per_pack: int = SHARDS_PER_PACK,
+    *,
+    further: Sequence[tuple[CorpusRecord, pa.Table]] = (),
 ) -> Store:
     """Create a store for an indexed corpus. `index`: one row per input in grid order, columns of `sample_schema`.
-    `shards_per_pack`: a power of two. Raises StoreError if `root` cannot be written, or holds anything but an
-    interrupted `create_store`."""
+    `shards_per_pack`: a power of two. `further`: corpora behind it, numbered from shard boundaries on. Raises
+    StoreError if `root` cannot be written, or holds anything but an interrupted `create_store`."""
     refuse_strangers(root)
     per_shard = rows_per_shard(corpus.rows)
-    schema = sample_schema(corpus.labels)
-    for shard in range(shard_count(corpus.rows, per_shard)):
-        write_part(root, shard, index.slice(shard * per_shard, per_shard).cast(schema).combine_chunks())
     record = StoreRecord(
         format=FORMAT_VERSION,
-        rows=corpus.rows,
+        rows=_grid_end(0, [corpus, *(more for more, _ in further)], per_shard),
         rows_per_shard=per_shard,
         shards_per_pack=shards_per_pack,
         corpus=corpus,
+        appended=tuple(more for more, _ in further),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={name: importlib.metadata.version(name) for name in ("mmkd", "zarr", "numpy", "pyarrow")},
     )
+    _write_parts(root, record, [index, *(table for _, table in further)])
     write_document(root / "zarr.json", group_document(record.model_dump(mode="json")))
     return Store(root, record)
+
+
+def _grid_end(start: int, corpora: Iterable[CorpusRecord], per_shard: int) -> int:
+    """Return the number of grid rows once these corpora follow `start` rows, each from a shard boundary on."""
+    for corpus in corpora:
+        start = shard_count(start, per_shard) * per_shard + corpus.rows
+    return start
+
+
+def _write_parts(root: StorePath, record: StoreRecord, tables: Sequence[pa.Table]) -> None:
+    """Write the sample parts of the last corpora of a record, which have these rows."""
+    schema = sample_schema(record.labels)
+    for span, table in zip(record.spans()[-len(tables) :], tables, strict=True):
+        for shard in span.shards:
+            part = table.slice(shard * record.rows_per_shard - span.rows.start, record.rows_per_shard)
+            write_part(root, shard, with_labels(part, schema).cast(schema).combine_chunks())
 
 
 def refuse_strangers(root: StorePath) -> None:
@@ -87,19 +107,22 @@ def refuse_strangers(root: StorePath) -> None:
         raise StoreError(f"{root} is not empty (found {found}) and not an mmkd store; name a new folder for the store")
 
 
-def append_rows(store: Store, corpus: CorpusRecord, index: pa.Table) -> Store:
-    """Append the rows of another corpus; return the longer store. `index`: as in `create_store`, `row` from
-    `first_new_row`. Labels of one side become null columns of the other. Raises StoreError if the store cannot be
+def append_rows(
+    store: Store,
+    corpus: CorpusRecord,
+    index: pa.Table,
+    *,
+    further: Sequence[tuple[CorpusRecord, pa.Table]] = (),
+) -> Store:
+    """Append the rows of another corpus; return the longer store. `index` and `further`: as in `create_store`, `row`
+    from `first_new_row`. Labels of one side become null columns of the other. Raises StoreError if the store cannot be
     written, or another process changed it; ValueError for too many shards."""
-    first = first_new_row(store.record)
-    content = store.record.model_dump() | {"rows": first + corpus.rows, "appended": (*store.record.appended, corpus)}
+    corpora = [corpus, *(more for more, _ in further)]
+    rows = _grid_end(store.record.rows, corpora, store.record.rows_per_shard)
+    content = store.record.model_dump() | {"rows": rows, "appended": (*store.record.appended, *corpora)}
     longer = StoreRecord.model_validate(content)
-    per_shard = store.record.rows_per_shard
-    schema = sample_schema(longer.labels)
     _refuse_other(store)  # another writer's new rows may be there
-    for shard in longer.spans()[-1].shards:
-        part = index.slice(shard * per_shard - first, per_shard)
-        write_part(store.root, shard, with_labels(part, schema).cast(schema).combine_chunks())
+    _write_parts(store.root, longer, [index, *(table for _, table in further)])
     _refuse_other(store)
     # From here on the rows belong to the store; until here readers ignore the new parts.
     write_document(store.root / "zarr.json", group_document(longer.model_dump(mode="json")))

@@ -12,7 +12,9 @@ import open_clip
 import pyarrow as pa
 import pytest
 import torch
-from tiny_run import quiet, write_run
+from in_process import load, run
+from test_captions import write_jsonl
+from tiny_run import quiet, write_run, write_scene
 
 from mmkd.base.errors import ConfigError, IncompleteStoreError, UserError
 from mmkd.distill import further_captions
@@ -113,3 +115,28 @@ def test_a_step_reads_the_drawn_captions_and_their_features(training_scene: Path
                 assert torch.equal(target.image[place], unchanged.image[place])
             seen.add(number)
     assert seen == {-1, 0, 1}
+
+
+def test_a_run_reads_the_captions_that_were_extracted(tmp_path: Path) -> None:
+    root, said = write_scene(tmp_path, rows=2), "seen in many images"
+    rows = [{"key": f"k{i}", "image": f"{i % 4}.png", "caption": [f"own {i}", said, f"more {i}"]} for i in range(24)]
+    corpus = write_jsonl(tmp_path / "several", rows, further={}, kind_column=None)
+    store = run(corpus, root / "several-features", load({name: root / name for name in ("one", "two")}, "one", "two"))
+    data = {"captions": {"own": 1, "further": 3}}
+    path = write_run(root, "several", store="several-features", where="", batch_size=12, epochs=4, data=data)
+    ready, table = prepare(load_run(path), World(torch.device("cpu"))), store.sample_table(["caption", "image_rows"])
+    assert ready.batches.choices is not None
+    seen = []
+    for batch in ready.batches.from_step(0):
+        drawn, _ = ready.batches.choices.choose(0, batch.epoch, batch.rows)
+        for place, (row, chosen) in enumerate(zip(batch.rows.tolist(), drawn.tolist(), strict=True)):
+            caption, owners = (table[name][chosen].as_py() for name in ("caption", "image_rows"))
+            assert row in (owners or [chosen])
+            assert torch.equal(batch.tokens[place], TOKENIZER([caption])[0])
+            seen.append(caption.split()[0])
+            for slug, target in zip(("one", "two"), batch.targets, strict=True):
+                assert target.present[place].all()
+                assert np.array_equal(target.text[place].numpy(), store.text(slug)[chosen])
+                assert np.array_equal(target.image[place].numpy(), store.image(slug)[row])
+    share = {name: seen.count(name) / len(seen) for name in ("own", "seen", "more")}
+    assert share == pytest.approx({"own": 1 / 7, "seen": 3 / 7, "more": 3 / 7}, abs=0.15)

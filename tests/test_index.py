@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tiny_corpus import write_table_corpus, write_tar_corpus
 
 import mmkd.base.duplicates
-import mmkd.extract.index
+import mmkd.extract.listing
 from mmkd.base.duplicates import find_duplicates, key_hash
 from mmkd.base.errors import CorpusError
 from mmkd.extract.corpora import open_corpus
@@ -45,7 +45,7 @@ def index_table(root: Path) -> pa.Table:
 def test_processes_give_the_rows_that_threads_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = open_corpus(str(write_tar_corpus(tmp_path / "tars", 30, per_tar=4)))
     create_indexed_store(corpus, tmp_path / "a")
-    monkeypatch.setattr(mmkd.extract.index, "_BYTES_WORTH_PROCESSES", 0)
+    monkeypatch.setattr(mmkd.extract.listing, "_BYTES_WORTH_PROCESSES", 0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     create_indexed_store(open_corpus(str(tmp_path / "tars")), tmp_path / "b")
     assert index_table(tmp_path / "a").equals(index_table(tmp_path / "b"))

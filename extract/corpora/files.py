@@ -99,7 +99,9 @@ class FileCorpus(Frozen):
 
     def settings(self) -> str:
         """Return all fields but the paths."""
-        return self.model_dump_json(exclude={"path", "images"})
+        # Fields that stores of earlier versions do not know count only where they are set.
+        later = {"texts", "further", "kind_column"} - self.model_fields_set
+        return self.model_dump_json(exclude={"path", "images"} | later)
 
     def files(self) -> list[Listed]:
         """Return the files, sorted by name. Raises CorpusError if they cannot be listed."""

@@ -57,7 +57,8 @@ class ParquetCorpus(TabularCorpus):
         """Label columns, in the table's order; binary ones cannot be labels."""
         roles = self.roles
         binary = {field.name for field in self._schema if field.name and _holds_bytes(field.type)}
-        header = [name for name in self.header if name in roles.values() or name not in binary]
+        unlisted = binary if self.label_columns else {*binary, *self.beside}
+        header = [name for name in self.header if name in roles.values() or name not in unlisted]
         return label_names(self.label_columns, roles, header, self.path)
 
     @property
@@ -84,7 +85,10 @@ class ParquetCorpus(TabularCorpus):
     def _rows(self, name: str, file: pq.ParquetFile, roles: dict[str, str]) -> Iterator[CorpusRow | Ignored]:
         classes, image = _class_names(file.schema_arrow), roles.get("image", "")
         cell = (_image_cell(file.schema_arrow.field(image).type) if image else None) or _Cell(None, None)
-        wanted = {roles[role] for role in ("caption", "key", "modality") if role in roles} | set(self.labels)
+        wanted = {roles[role] for role in ("caption", "key", "modality") if role in roles} | {
+            *self.labels,
+            *self.beside,
+        }
         if cell.listed or cell.path is not None:
             wanted.add(image if cell.listed else f"{image}{cell.path}")
         own_bytes, row = cell.bytes is not None and not cell.listed, 0

@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
@@ -53,6 +53,12 @@ class CorpusRow:
     image_rows: tuple[int, ...] | None = None
     """Of a picture that is made of an image: the grid row of the image."""
     view_number: int | None = None
+    further: tuple[tuple[str, str | None], ...] = ()
+    """Captions beside the first, each with its kind: `synthetic`, `reference`, ..."""
+    joins: bool = False
+    """True where a row of a key and an image that an earlier row has is a further caption of that row."""
+    caption_kind: str | None = None
+    """Kind of what becomes a further caption of the row."""
     if_taken: str | None = None
     """For keys that are image paths: appended, after `#`, where an earlier row with another caption has the key."""
 
@@ -161,11 +167,14 @@ def as_label(value: object) -> str | None:
 
 
 Choice = Literal["first", "each"]
-"""Handling of several captions or images of one input: one row with the first, or a row for each. Further rows have
-keys `KEY#1`, `KEY#2`, ...; an image that they share is decoded once."""
+"""Handling of several images of one input: one row with the first, or a row for each. Further rows have keys `KEY#1`,
+`KEY#2`, ...; an image that they share is decoded once."""
+Captions = Literal["first", "each", "further"]
+"""Handling of several captions of one input: as `Choice`, or one row with the first, and each further distinct caption
+of the corpus once, in rows for texts alone behind the others."""
 
 
-def caption_rows(row: CorpusRow, value: object, rule: Choice) -> Iterator[CorpusRow | Ignored]:
+def caption_rows(row: CorpusRow, value: object, rule: Captions) -> Iterator[CorpusRow | Ignored]:
     """Yield the row with each caption that the rule takes of `value`, a text, a number, or a list of these as JSON and
     Parquet hold them; blank ones do not count. Without any, the row has an empty caption."""
     items = value if isinstance(value, list) else [value]
@@ -178,8 +187,24 @@ def caption_rows(row: CorpusRow, value: object, rule: Choice) -> Iterator[Corpus
     if rule == "first" and len(captions) > 1:
         yield Ignored("caption: a further one of its row", row.key, len(captions) - 1)
         del captions[1:]
+    if rule == "further":
+        more = tuple((text, row.caption_kind) for text in captions[1:])
+        captions, row = captions[:1], replace(row, further=(*more, *row.further), joins=True)
     for number, caption in enumerate(captions):
         yield replace(row, key=f"{row.key}#{number}" if number else row.key, caption=caption)
+
+
+def further_captions(values: Mapping[str, object], kinds: Mapping[str, str]) -> tuple[tuple[str, str | None], ...]:
+    """Return the captions of further columns or fields, a text or a list of texts each, with their kinds; blank ones do
+    not count, and what is no text, as in `caption_rows`."""
+    found: list[tuple[str, str | None]] = []
+    for name, kind in kinds.items():
+        value = values.get(name)
+        texts = (
+            (as_label(item) or "").strip().strip("\ufeff") for item in (value if isinstance(value, list) else [value])
+        )
+        found += [(text, kind) for text in texts if not is_blank(text)]
+    return tuple(found)
 
 
 def first_text(value: object) -> str | None:

@@ -14,7 +14,7 @@ from mmkd.base.places.reading import join, read_range
 from mmkd.extract.corpora.files import DICOM, PICTURES, TEXTS, FileCorpus, folder_parts, suffix_of
 from mmkd.extract.corpora.row import (
     CAPTION_FAULT,
-    Choice,
+    Captions,
     CorpusRow,
     Ignored,
     Part,
@@ -22,6 +22,7 @@ from mmkd.extract.corpora.row import (
     caption_rows,
     decode_text,
     first_text,
+    further_captions,
 )
 
 # A sidecar is a caption or a page of metadata; longer ones are not read.
@@ -60,9 +61,12 @@ class SampleCorpus(FileCorpus):
 
     caption_field: str = "caption"
     """Field of the JSON sidecar that holds the caption or a list of them; a text sidecar takes precedence."""
-    captions: Choice = "first"
+    captions: Captions = "first"
     """`first`: a text sidecar is one caption, and of a list the first counts. `each`: every line of a text and every
-    element of a list has its row; CLIP_benchmark's retrieval sets are written so."""
+    element of a list has its row; CLIP_benchmark's retrieval sets are written so. `further`: the first of these has the
+    image's row, the others rows for texts alone."""
+    further: dict[str, str] = {}  # noqa: RUF012 - pydantic copies it
+    """Fields of the JSON sidecar with further captions, a text or a list of texts, and the kind of these."""
     image_members: tuple[str, ...] = ()
     """Members that are the image, such as `left.jpg`: the first that is there; known suffixes when not given."""
     caption_members: tuple[str, ...] = ()
@@ -121,7 +125,7 @@ class SampleCorpus(FileCorpus):
                 if not has_caption:
                     yield Ignored(f"member: {error}", sample[sidecars[0]].name)
         fields = [self.modality_field] if self.modality_field else ["modality", "image_secondary_label"]
-        read_fields = {*self.label_fields, *fields, *([self.caption_field] if has_caption else [])}
+        read_fields = {*self.label_fields, *self.further, *fields, *([self.caption_field] if has_caption else [])}
         if further := [name for name in content if name not in read_fields]:
             yield Ignored("field: of a JSON sidecar, not among `label_fields`", further[0][:60], len(further))
         labels = {name: as_label(content.get(name)) for name in self.label_fields}
@@ -133,7 +137,8 @@ class SampleCorpus(FileCorpus):
                 except _SidecarError as error:
                     yield Ignored(f"member: {error}", sample[name].name)
         modality = next((found for name in fields if (found := first_text(content.get(name)))), row.modality)
-        row = dataclasses.replace(row, modality=modality, labels=row.labels | labels)
+        more = further_captions(content, self.further)
+        row = dataclasses.replace(row, modality=modality, labels=row.labels | labels, further=more)
         if not texts:
             yield row
             return
@@ -142,7 +147,7 @@ class SampleCorpus(FileCorpus):
             fault = None
             try:
                 caption = _text(sample[texts[0]], read)
-                caption = caption.splitlines() if self.captions == "each" else caption
+                caption = caption if self.captions == "first" else caption.splitlines()
             except _SidecarError as error:
                 fault = f"{CAPTION_FAULT}{error}"
         elif fault is None and self.caption_field not in content:

@@ -18,12 +18,14 @@ from mmkd.base.places.remote import StorePath
 from mmkd.extract.corpora.files import DICOM, PICTURES, FileCorpus
 from mmkd.extract.corpora.row import (
     NO_IMAGE,
+    Captions,
     Choice,
     CorpusRow,
     Ignored,
     as_label,
     caption_rows,
     first_text,
+    further_captions,
     replace_surrogates,
 )
 from mmkd.store.evaluation_rows import CANDIDATE, KIND, NEGATIVE, PROMPT
@@ -62,8 +64,13 @@ class TabularCorpus(FileCorpus):
     columns: TableColumns = TableColumns()
     label_columns: tuple[str, ...] | None = None
     """Columns that pass into the sample table; all others (but binary ones) when not given."""
-    captions: Choice = "first"
-    """Use the first nonblank caption of a list, or one row for each."""
+    captions: Captions = "first"
+    """Use the first nonblank caption of a list, or one row for each; `further`: the first, and rows for texts alone for
+    the others of a list, and for the captions of further lines of the same key and image."""
+    further: dict[str, str] = {}  # noqa: RUF012 - pydantic copies it
+    """Columns of further captions, a text or a list of texts in each cell, and the kind of these: `synthetic`, ..."""
+    kind_column: str | None = None
+    """Column with the kind of the captions of a line that become further ones by `captions: further`."""
     pictures: Choice = "first"
     """Use the first image of a list, or one row for each."""
     shard_keys: bool = False
@@ -72,11 +79,6 @@ class TabularCorpus(FileCorpus):
     """Rows that are texts on purpose, such as prompts, by the values of a column: such a row lacks no image."""
 
     named_by_rows = (*PICTURES, *DICOM)
-
-    def settings(self) -> str:
-        # Fields that stores of earlier versions do not know count only where they are set.
-        later = {"texts"} - self.model_fields_set
-        return self.model_dump_json(exclude={"path", "images"} | later)
 
     @functools.cached_property
     def header(self) -> tuple[str, ...]:
@@ -106,6 +108,7 @@ class TabularCorpus(FileCorpus):
         needed = {f"{role}_template": names for role, names in self.made.items()}
         if "texts" in self.model_fields_set:
             needed["texts"] = tuple(self.texts)
+        needed["further captions"] = self.beside
         for field, names in needed.items():
             if (missing := next((name for name in names if name not in header), None)) is not None:
                 raise CorpusError(f"{self.path} has no column {missing!r} (for the {field}); it has {_some(header)}")
@@ -118,12 +121,19 @@ class TabularCorpus(FileCorpus):
 
     @functools.cached_property
     def labels(self) -> tuple[str, ...]:
-        return label_names(self.label_columns, self.roles, self.header, self.path)
+        header = [name for name in self.header if name not in self.beside or self.label_columns]
+        return label_names(self.label_columns, self.roles, header, self.path)
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Columns of further captions and of their kinds."""
+        return (*self.further, *([self.kind_column] if self.kind_column else ()))
 
     def ignored(self) -> Iterator[Ignored]:
         """Yield files that are no table, images that no line names, and columns that are neither a role nor a label."""
         yield from super().ignored()
-        used = {*self.roles.values(), *self.labels, *(name for names in self.made.values() for name in names)}
+        templates = (name for names in self.made.values() for name in names)
+        used = {*self.roles.values(), *self.beside, *self.labels, *templates}
         for name in (name for name in self.header if name not in used):
             unlisted = self.label_columns is not None
             why = "not among `label_columns`" if unlisted else "holds bytes" if name else "without a name"
@@ -165,6 +175,9 @@ class TabularCorpus(FileCorpus):
                 fault=fault,
                 if_taken=line if key == path else None,
                 by_design=is_text and not (inside or path),
+                further=further_captions(values, self.further),
+                caption_kind=as_label(values.get(self.kind_column)) if self.kind_column else None,
+                joins=self.captions == "further",
             )
             if caption is not None or "caption" not in roles:
                 yield row
