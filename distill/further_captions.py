@@ -77,7 +77,8 @@ def find_captions(
     kinds = table["caption_kind"].fill_null(UNNAMED).combine_chunks().dictionary_encode()
     names = kinds.dictionary.to_pylist()
     if unknown := sorted(set(weights) - {OWN, *names}):
-        raise UserError(f"data.captions: {store.root} has no captions of kind {unknown[0]!r}; it has {OWN}, {names}")
+        known = ", ".join([OWN, *names])
+        raise UserError(f"data.captions: {store.root} has no captions of kind {unknown[0]!r}; it has {known}")
     share = np.array([weights.get(name, 0.0) for name in names])[kinds.indices.to_numpy()]
     parents = pc.list_parent_indices(table["image_rows"]).to_numpy()
     owners = pc.list_flatten(table["image_rows"]).to_numpy()
