@@ -81,7 +81,8 @@ def test_a_draw_that_rounds_up_stays_with_its_row(monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_the_store_does_not_have_ends_in_one_line(training_scene: Path) -> None:
-    with pytest.raises(UserError, match=r"^data.captions: s has no captions of kind 'draft'; it has own, synthetic, further, report$"):
+    line = r"^data.captions: s has no captions of kind 'draft'; it has own, synthetic, further, report$"
+    with pytest.raises(UserError, match=line):
         find_captions(store_of(FURTHER), ROWS, {"draft": 1.0}, TOKENIZER)
     with pytest.raises(IncompleteStoreError, match="s: captions are not extracted yet; finish `mmkd extract` first"):
         find_captions(store_of([(256, "two", None, [0], "pending")]), ROWS, {"own": 1.0}, TOKENIZER)
