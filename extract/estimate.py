@@ -69,8 +69,8 @@ def estimate(config: ExtractConfig, say: Callable[[str], None] = print) -> Estim
     else:
         overview, per_pack, recipes = list_corpus(corpus), SHARDS_PER_PACK, list(config.recipes)
         rows, per_shard, images = overview.rows, rows_per_shard(overview.rows), overview.images
-        tasks = shard_count(rows, per_shard)
-        parts = [(tasks, TOWERS)]
+        parts = [(shard_count(rows, per_shard), TOWERS), (shard_count(overview.further, per_shard), ("text",))]
+        rows, tasks = rows + overview.further, sum(count for count, _ in parts)
     for line in overview.lines() if overview else ():
         say(line)
     for pictures in (recipe.count * images for recipe in recipes):

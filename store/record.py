@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Self
@@ -107,6 +108,19 @@ class StoreRecord(Document):
             start = first * self.rows_per_shard
             found.append(CorpusSpan(corpus, shards, range(start, start + corpus.rows)))
         return tuple(found)
+
+    @property
+    def input_spans(self) -> tuple[CorpusSpan, ...]:
+        """The corpora that are no views or further captions of other rows."""
+        return tuple(span for span in self.spans() if span.corpus.towers == TOWERS)
+
+    @property
+    def linked(self) -> str:
+        """Rows that are views or further captions of others, as text: `600 views, 7 captions`; empty without any."""
+        counts = Counter[str]()
+        for span in self.spans():
+            counts[span.corpus.kind] += len(span.rows) if span.corpus.towers != TOWERS else 0
+        return ", ".join(f"{count:,} {kind}" for kind, count in (+counts).items())
 
     def span_of(self, row: int) -> CorpusSpan:
         """Return the corpus whose shards hold a grid row."""

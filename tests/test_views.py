@@ -304,3 +304,27 @@ def test_a_retry_brings_the_views_of_an_image_too(tmp_path: Path, teachers: dict
 
 def test_training_inputs_are_kept_of_images_and_not_of_views(scene: Path) -> None:
     assert shards_without_inputs(Store.open(scene / "s"), 64) == {0}
+
+
+def test_no_count_or_statistic_takes_views_for_images(scene: Path, tmp_path: Path) -> None:
+    def said(*arguments: object) -> str:
+        result = CliRunner().invoke(cli, ["store", *map(str, arguments)])
+        return result.output if result.exit_code == 0 else str(result.exception)
+
+    assert "; of these 440 views) in 3 shards of 256" in said("info", scene / "s")
+    stats = said("stats", scene / "s", "--sample", "all")
+    assert "s: every row; left out: 440 views" in stats
+    assert "whole store: 0 repeated images" in stats
+    assert [line.split()[2] for line in stats.splitlines() if line.split()[1:2] == ["image"]] == ["87", "87"]
+    assert [line.split()[1:3] for line in stats.splitlines() if line.split()[:1] == ["site"]] == [["90", "0"]]
+    assert "one (not extracted)" not in said("show", scene / "s", "row:260")
+    line = (
+        "row 256 of {} is a view or a caption of other rows, which does not go into another store yet; leave such rows "
+        'out with --where "image_rows is null"'
+    )
+    assert said("subset", scene / "s", tmp_path / "a", "--where", "modality = 'CT'") == line.format(scene / "s")
+    assert said("merge", scene / "s", tmp_path / "a") == line.format(scene / "s")
+    assert "90 rows in" in said("subset", scene / "s", tmp_path / "b", "--where", "image_rows is null")
+    assert "equal: rows, teachers and selections" in (
+        said("pull", scene / "s", tmp_path / "c") + said("diff", scene / "s", tmp_path / "c")
+    )

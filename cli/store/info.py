@@ -121,6 +121,7 @@ def info_lines(info: StoreInfo, ascii_only: bool = False) -> Iterator[str]:
     yield summary.root
     yield f"corpus    {summary.corpus} ({info.record.corpus.kind}), indexed {summary.created}"
     yield f"made by   {versions}"
+    status += f"; of these {info.record.linked}" if info.record.linked else ""
     yield f"rows      {summary.rows:,} ({status}) in {counted(summary.shards, 'shard')} of {summary.rows_per_shard:,}"
     bytes_in_all = summary.sample_bytes + sum(teacher.bytes for teacher in summary.teachers.values())
     yield f"bytes     {bytes_text(bytes_in_all)}, {bytes_text(summary.sample_bytes)} of them samples"

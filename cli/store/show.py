@@ -173,7 +173,8 @@ def _shard_lines(source: FeatureStore, view: ShardView) -> Iterator[str]:
     yield from (f"  {count:,} x {reason}" for reason, count in view.reasons.items())
     for slug, entry in view.entries.items():
         if entry is None:
-            yield f"  {slug}: not extracted"
+            asked = source.record.asked_towers(view.shard, source.card(slug))
+            yield f"  {slug}: {'not extracted' if asked else 'not asked'}"
         else:
             found = {tower: entry for tower in TOWERS if getattr(entry, f"{tower}_crc32c")}
             rows = ", ".join(counted(entry.sound_rows(tower), tower) for tower in found)

@@ -61,7 +61,7 @@ class StoreRows:
             if span.corpus.towers != TOWERS and len(linked := rows[(rows >= begin) & (rows < end)]):
                 raise UserError(
                     f"row {linked[0]} of {store.root} is a view or a caption of other rows, which does not go into "
-                    'another store yet; leave such rows out with --where "view_number is null and caption_kind is null"'
+                    'another store yet; leave such rows out with --where "image_rows is null"'
                 )
         losses = (loss for store, rows in parts for loss in store_losses(store, rows, self._slugs))
         refuse_losses("the new store", losses, allow_loss)

@@ -121,7 +121,7 @@ def _counts(column: pa.ChunkedArray) -> dict[str, int]:
 
 def _view_teacher(store: FeatureStore, slug: str, row: int, others: Ints, searched: Ints, k: int) -> TeacherView:
     valid, towers = store.valid(slug), store.card(slug).towers
-    bits = int(valid[row])
+    bits, shard = int(valid[row]), row // store.record.rows_per_shard
     sound = {tower: store.features(slug, tower)[row] for tower in towers if bits & SOUND_BIT[tower]}
     norms = {tower: float(np.linalg.norm(values.astype(np.float64))) for tower, values in sound.items()}
     cosine = caption_rank = image_rank = None
@@ -144,7 +144,7 @@ def _view_teacher(store: FeatureStore, slug: str, row: int, others: Ints, search
         near = tuple(Neighbor(n, s["key"], value, s["caption"]) for n, value, s in found if n != row)[:k]
     return TeacherView(
         slug=slug,
-        extracted=(row // store.record.rows_per_shard, slug) in store.ledger,
+        extracted=(shard, slug) in store.ledger or not store.record.asked_towers(shard, store.card(slug)),
         image_norm=norm if math.isfinite(norm := norms.get("image", math.nan)) else None,
         text_norm=norm if math.isfinite(norm := norms.get("text", math.nan)) else None,
         cosine=cosine,

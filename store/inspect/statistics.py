@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow.compute as pc
+import pyarrow.dataset as pads
 
 from mmkd.base.arrays import Ints
 from mmkd.base.text import plain_values
@@ -44,13 +45,17 @@ class StoreStatistics:
     known_images: int
     """Rows of the whole store with an `image_sha256`; imported features have none."""
     repeated_captions: int
+    left_out: str
+    """Views and further captions: no statistic is of them."""
     tables: dict[str, StatisticTable]
     """Those of `STATISTICS`, by name; tables without rows are left out."""
 
     @property
     def drawn(self) -> str:
         """Description of the rows."""
-        return "every row" if self.sampled == self.rows else f"{self.sampled:,} of {self.rows:,} rows, seed {self.seed}"
+        some = f"{self.sampled:,} of {self.rows:,} rows, seed {self.seed}"
+        left_out = f"; left out: {self.left_out}" if self.left_out else ""
+        return ("every row" if self.sampled == self.rows else some) + left_out
 
     @property
     def repeated(self) -> str:
@@ -87,10 +92,10 @@ def store_statistics(
             pairs.append(pair_statistics(store, slug, rows, seed, grouped))
         if progress:
             progress(done + 1, len(slugs))
-    table = store.sample_table(["image_sha256", "caption"])
+    table = store.sample_table(["image_sha256", "caption"], pads.field("image_rows").is_null())
     return StoreStatistics(
         root=str(store.root),
-        rows=sum(len(span.rows) for span in store.record.spans()),
+        rows=sum(len(span.rows) for span in store.record.input_spans or store.record.spans()),
         sampled=len(rows),
         seed=seed,
         agreement_rows=len(compared),
@@ -100,6 +105,7 @@ def store_statistics(
         repeated_images=_repeated(table["image_sha256"]),
         known_images=len(table) - table["image_sha256"].null_count,
         repeated_captions=_repeated(table["caption"]),
+        left_out=store.record.linked,
         tables={name: found for name, measure in STATISTICS.items() if (found := measure(store, slugs, rows)).rows},
     )
 

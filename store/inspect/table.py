@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow.compute as pc
+import pyarrow.dataset as pads
 
 from mmkd.base.arrays import Ints
 from mmkd.base.text import number, printable
@@ -37,8 +38,8 @@ def _text(cell: Cell) -> str:
 
 def label_table(store: FeatureStore, slugs: tuple[str, ...], rows: Ints) -> StatisticTable:
     """Count values, nulls, empty texts and distinct values of each label column of the whole store."""
-    table = store.sample_table([*store.record.labels, "status"])
-    table = table.filter(pc.not_equal(table["status"], "absent"))
+    inputs = (pads.field("status") != "absent") & pads.field("image_rows").is_null()
+    table = store.sample_table([*store.record.labels], inputs)
     found = []
     for label in store.record.labels:
         column = table[label]
