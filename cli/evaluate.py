@@ -293,6 +293,28 @@ def trust(suite: Path, biology: str, confounder: str, out: Path | None, as_json:
 
 
 @evaluate.command()
+@SUITE
+@click.option("--dataset", help="Data set of the suite.  [default: all with corrupted images]")
+@OUT
+@JSON
+def corruptions(suite: Path, dataset: str | None, out: Path | None, as_json: bool) -> None:
+    """Measure what the corruptions of `mmkd extract --corrupt` cost each model; one page per data set.
+
+    \b
+    mmkd evaluate corruptions suite.yaml
+    """
+    from mmkd.evaluate.corruptions import measure_corruptions
+    from mmkd.evaluate.pages import write_corruptions
+    from mmkd.evaluate.suite import load_suite
+
+    folder = (out or _default(suite)) / "corruptions"
+    for report in measure_corruptions(load_suite(suite), dataset):
+        page = write_corruptions(folder, report)
+        click.echo(report.as_json() if as_json else report.text())
+        click.echo(f"wrote {page}", err=True)
+
+
+@evaluate.command()
 @click.argument("out", type=ANY_PATH)
 @click.argument("folders", type=click.Path(exists=True, file_okay=False, path_type=Path), nargs=-1, required=True)
 @click.option("--suite", help="Name of the suite, where a folder has results of several.")

@@ -36,6 +36,12 @@ SCHEDULER = "local, slurm, pbs, sge, a scheduler's address, or a YAML file that 
     help="Also extract this many random views of each image; a YAML file says how they are drawn.",
 )
 @click.option(
+    "--corrupt",
+    metavar="SUITE",
+    help="Also extract corrupted pictures of each image, for `mmkd evaluate corruptions`: general, ct, pathology, "
+    "another suite that comes with mmkd, or a YAML file.",
+)
+@click.option(
     "--keep-inputs",
     type=click.IntRange(min=1),
     metavar="PIXELS",
@@ -55,12 +61,16 @@ def extract(corpus: str, store: StorePath, **options: Any) -> None:
     mmkd extract shards/ features/ --scheduler cluster.yaml --workers 16 --failures 1%
     mmkd extract pairs.csv s3://bucket/features
     """
+    from mmkd.base.images.corruptions import find_corruptions
     from mmkd.base.images.recipe import parse_recipe
     from mmkd.extract.cluster_config import load_cluster
     from mmkd.extract.config import ExtractConfig, parse_failures
     from mmkd.extract.teachers import parse_teachers
 
     max_failures, retry_failed = parse_failures(options["failures"])
+    views, corrupt = options["views"], options["corrupt"]
+    recipes = [] if views is None else [parse_recipe("views", views)]
+    recipes += [] if corrupt is None else [find_corruptions(corrupt)]
     config = ExtractConfig(
         corpus=corpus,
         store=store,
@@ -68,7 +78,7 @@ def extract(corpus: str, store: StorePath, **options: Any) -> None:
         cluster=load_cluster(options["scheduler"], options["workers"]),
         limit=options["limit"],
         require=options["require"],
-        recipes=() if options["views"] is None else (parse_recipe("views", options["views"]),),
+        recipes=tuple(recipes),
         keep_inputs=options["keep_inputs"],
         retry_failed=retry_failed,
         max_failures=max_failures,

@@ -256,7 +256,8 @@ def _select(
     wanted = list(dict.fromkeys((*FIXED, *columns, *chosen)))
     # Reading the columns first gives the error that lists the store's columns.
     schema = store.sample_table(columns=wanted, filter=pc.scalar(False)).schema
-    present: Any = pc.field("status") != "absent"
+    # Views, corrupted pictures and further captions of other rows' images are no samples of their own.
+    present: Any = (pc.field("status") != "absent") & pc.field("image_rows").is_null()
     condition = present
     for column, values in chosen.items():
         if column not in counts:

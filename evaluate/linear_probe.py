@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from pydantic import Field
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
 
 from mmkd.base.arrays import Floats, Ints, Objects
 from mmkd.evaluate.dataset import DatasetRows, Samples
@@ -216,10 +215,12 @@ def choose_c(
         return settings.fallback_c, {"c": settings.fallback_c, "c_chosen_on": 0}
     grid, losses = settings.grid().tolist(), np.full(settings.c_steps, np.inf)
     warm: LogisticRegression | None = None
+    own, least = np.searchsorted(np.unique(train.y), val.y)[:, None], np.finfo(np.float64).eps
     for i, c in enumerate(grid):
         warm, converged = fit(train, c, settings, warm)
-        if converged:
-            losses[i] = log_loss(val.y, warm.predict_proba(val.x), labels=warm.classes_)
+        if converged:  # the log-loss of scikit-learn, whose checks take longer than the fit
+            chances = np.take_along_axis(warm.predict_proba(val.x), own, axis=1)
+            losses[i] = -np.log(chances.clip(least, 1 - least)).mean()
     best, count = int(np.argmin(losses)), int(np.isfinite(losses).sum())
     chosen = grid[best] if count else settings.fallback_c
     facts = {"c": chosen, "c_chosen_on": len(val.y), "c_converged": count, "c_at_edge": best in (0, len(grid) - 1)}

@@ -100,7 +100,7 @@ def _calibration(suffix: str, score_of: Callable[[Predictions], Floats], bins: i
         f"ece_mass{suffix}@{bins}": Metric(partial(error, equal_mass=True), lower=True, centered=True),
         f"brier{suffix}": Metric(brier, lower=True),
         f"reliability{suffix}@{bins}": Metric(partial(part, which=0), lower=True, centered=True),
-        f"resolution{suffix}@{bins}": Metric(partial(part, which=1)),
+        f"resolution{suffix}@{bins}": Metric(partial(part, which=1), centered=True),
         **({} if suffix else {"uncertainty": Metric(partial(part, which=2), lower=True)}),  # of the labels alone
     }
 

@@ -37,7 +37,9 @@ def nearest_rows(
             part = slice(first, first + QUERIES)
             scores = queries[part] @ values.T
             if excluded is not None and group is not None:
-                scores[excluded[part, None] == group[numbers]] = -np.inf
+                own = np.flatnonzero(np.isin(group[numbers], excluded[part]))
+                i, j = np.nonzero(excluded[part, None] == group[numbers[own]])
+                scores[i, own[j]] = -np.inf
             _merge(best[part], where[part], scores, numbers)
     return where, best
 
@@ -47,10 +49,12 @@ def _merge(best: Singles, where: Ints, scores: Singles, numbers: Ints) -> None:
     stable sort leaves the first of equal rows in front."""
     k = best.shape[1]
     for i in np.flatnonzero(scores.max(axis=1) > best[:, -1]):
-        every = np.concatenate([best[i], scores[i]])
-        kept = np.flatnonzero((every >= np.partition(every, -k)[-k]) & (every > -np.inf))
-        kept = kept[np.argsort(-every[kept], kind="stable")[:k]]
-        where[i, : len(kept)], best[i, : len(kept)] = np.concatenate([where[i], numbers])[kept], every[kept]
+        better = np.flatnonzero(scores[i] > best[i, -1])
+        if len(better) > 2 * k:
+            better = better[scores[i, better] >= np.partition(scores[i, better], -k)[-k]]
+        every, of = np.append(best[i], scores[i, better]), np.append(where[i], numbers[better])
+        kept = np.argsort(-every, kind="stable")[:k]
+        where[i], best[i] = of[kept], every[kept]
 
 
 def shares_of_votes(labels: Ints, where: Ints, ks: Sequence[int], classes: int) -> Floats:

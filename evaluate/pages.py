@@ -18,7 +18,8 @@ from mmkd.base.errors import ConfigError, CorruptStoreError
 from mmkd.base.files import write_atomically
 from mmkd.base.text import number
 from mmkd.evaluate.compare import compare
-from mmkd.evaluate.drawing import BLUE, GRAY, VERMILLION, rendered
+from mmkd.evaluate.corruptions import CorruptionReport
+from mmkd.evaluate.drawing import BLUE, GRAY, VERMILLION, line_style, rendered, short_names
 from mmkd.evaluate.figures import FIGURES
 from mmkd.evaluate.folder import By, Question, ResultFolder
 from mmkd.evaluate.merge import read_trust
@@ -177,6 +178,44 @@ def write_trust(out: Path, report: TrustReport) -> list[Path]:
             p=p_text,
         )
     return written
+
+
+def write_corruptions(out: Path, report: CorruptionReport) -> Path:
+    """Write `DATASET.json` and the page `DATASET.html` into `out`; return the page's path. Raises StoreError if the
+    disk is full or read-only."""
+    target = out / f"{report.dataset}.html"
+    write_atomically(target.with_suffix(".json"), report.as_json().encode())
+    pictures = [
+        {"svg": inline_svg(corruption_figure(report, task)), "text": f"{task} over severity; left end: clean"}
+        for task in dict.fromkeys(one.task for one in report.drops)
+    ]
+    write_page(target, "corruptions.html", report=report, sections=list(zip(report.tables(), pictures, strict=True)))
+    return target
+
+
+def corruption_figure(report: CorruptionReport, task: str) -> Figure:
+    """One panel for each family: the metric of every model over severity, with intervals."""
+    families, across = list(report.recipe.families), 4
+    down = -(-len(families) // across)
+    figure = Figure(figsize=(9, 0.6 + 1.9 * down), layout="constrained")
+    panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).ravel()
+    for panel, family in itertools.zip_longest(panels, families):
+        if family is None:
+            panel.set_visible(False)
+            continue
+        panel.set_title(family, fontsize=8)
+        for place, model in enumerate(report.models):
+            found = [one for one in report.drops if (one.task, one.model, one.family) == (task, model, family)]
+            values = [found[0].clean, *(one.value for one in found)]
+            style = line_style(place) | {"markersize": 3, "linewidth": 1}
+            (line,) = panel.plot(
+                [0, *(one.severity for one in found)], values, label=short_names([model], 24)[0], **style
+            )
+            limits = np.array([(one.severity, one.low, one.high) for one in found]).T
+            panel.fill_between(*limits, color=line.get_color(), alpha=0.15, linewidth=0)
+        panel.tick_params(labelsize=7)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
+    return figure
 
 
 def trust_figure(report: TrustReport, one: ModelTrust) -> Figure:

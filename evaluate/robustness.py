@@ -27,7 +27,6 @@ from mmkd.base.config import Frozen
 from mmkd.evaluate.linear_probe import Labeled, LinearProbeSettings, fit_chosen
 from mmkd.evaluate.metrics import mean_of_defined, weighted_mean
 from mmkd.evaluate.neighbors import Read
-from mmkd.evaluate.splits import draw_folds
 
 Codes = NDArray[np.int64]
 PAIRS = 100_000_000
@@ -116,21 +115,17 @@ def contingency(biology: Codes, confounder: Codes) -> NDArray[np.int64]:
     return np.asarray(crosstab(biology, confounder).count, dtype=np.int64)
 
 
-def linear_scores(
-    features: NDArray[np.float32], y: Codes, group: Codes, settings: TrustSettings
-) -> tuple[Floats, Codes]:
-    """Cross-validated probabilities of a logistic regression on standardized features, whole groups to a fold: float64
-    (n, C), all NaN where a fold leaves one class to train on, and the folds, int64 (n,)."""
-    folds = min(settings.linear_folds, len(np.unique(group)))
-    fold = draw_folds(y, group.astype(str).astype(object), folds, settings.seed)
+def linear_scores(features: NDArray[np.float32], y: Codes, fold: Codes) -> Floats:
+    """Cross-validated probabilities of a logistic regression on standardized features by fold, int64 (n,): float64 (n,
+    C), all NaN where a fold leaves one class to train on."""
     x, score = features.astype(np.float64), np.zeros((len(y), int(y.max()) + 1))
-    for number in range(folds):
+    for number in np.unique(fold):
         train, test = fold != number, fold == number
         if len(np.unique(y[train])) < 2:
-            return np.full_like(score, np.nan), fold
+            return np.full_like(score, np.nan)
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(x[train], y[train])
         score[np.ix_(test, model.classes_)] = model.predict_proba(x[test])
-    return score, fold
+    return score
 
 
 @dataclass(frozen=True)
@@ -196,11 +191,11 @@ def clustering_score(clusters: Codes, biology: Codes, confounder: Codes, weights
 
 def rand_index(one: Codes, other: Codes, weights: Floats) -> Floats:
     """Return the adjusted Rand index of two labelings (Hubert and Arabie 1985), from pairs of different rows."""
-    itself = np.square(weights)
+    itself = np.square(weights).sum(axis=1)
 
     def pairs(labels: Codes) -> Floats:
         hot = np.eye(int(labels.max()) + 1)[labels]
-        return np.asarray((np.square(weights @ hot) - itself @ hot).sum(axis=1) / 2, dtype=np.float64)
+        return np.asarray((np.square(weights @ hot).sum(axis=1) - itself) / 2, dtype=np.float64)
 
     both, first, second = pairs(one * (int(other.max()) + 1) + other), pairs(one), pairs(other)
     expected = first * second / pairs(np.zeros_like(one))
@@ -232,17 +227,17 @@ def performance_drop(scores: Floats) -> Floats:
 
 
 def generalize(
-    read: Read, chosen: Combination, outside: Codes, biology: Codes, group: Codes, settings: TrustSettings
+    read: Read, chosen: Combination, fold: Codes, outside: Codes, biology: Codes, group: Codes, settings: TrustSettings
 ) -> tuple[Generalization, Generalization | None]:
-    """Train on rows where class and site of a combination are correlated, test on groups that were not trained on: at
-    both sites, and at the sites of `outside`, int64, rows of the two classes elsewhere (None where there are none).
+    """Train on rows where class and site of a combination are correlated, test on groups that were not trained on, by
+    `fold` of its rows: at both sites, and at those of `outside`, int64, rows of the two classes elsewhere (None where
+    there are none).
 
     Level V trains on (1 + V) / 2 of m rows in each cell of one diagonal and (1 - V) / 2 of m in the others, in both
     alignments: 2 m rows at every level, m rows being what the smallest cell has. C is chosen inside the training rows,
     whose correlation the validation groups share, as a user would."""
     x, away = read(chosen.rows).astype(np.float64), read(outside).astype(np.float64)
     y, patient = chosen.cell // 2, group[chosen.rows]
-    fold = draw_folds(chosen.cell, patient.astype(str).astype(object), settings.folds, settings.seed)
     right = np.zeros((len(settings.levels), len(y)))
     right_away = np.zeros((len(settings.levels), len(outside)))
     truth_away = (biology[outside] == chosen.classes[1]).astype(np.int64)

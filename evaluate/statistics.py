@@ -96,7 +96,7 @@ def resampled(
         groups, drawn = len(set(rows.group[used].tolist())), np.concatenate(blocks)
         undefined = rows.info.get("undefined", {}).get(metric, one.undefined)
         if one.centered and np.isfinite(drawn).any():
-            drawn = np.maximum(drawn - np.nanmean(drawn) + value, 0.0)
+            drawn = np.maximum(drawn - np.nanmean(drawn) + value, min(value, 0.0))
         found[part, metric] = Replicates(
             value=value,
             draws=drawn,

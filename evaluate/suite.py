@@ -58,6 +58,13 @@ class Suite(Frozen):
         found: DatasetSpec = {spec.dataset: spec for spec in self.datasets}[name]
         return found
 
+    def chosen(self, name: str | None) -> tuple[DatasetSpec, ...]:
+        """Return the data set of this name, or all. Raises ConfigError if it is not in the suite."""
+        found = tuple(spec for spec in self.datasets if name in (None, spec.dataset))
+        if not found:
+            raise ConfigError(f"no data set {name!r}; the suite has {', '.join(one.dataset for one in self.datasets)}")
+        return found
+
     @cached_property
     def digest(self) -> str:
         """16 hex digits over everything that a score may depend on; not over places, models, ensembles and notes."""

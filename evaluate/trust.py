@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.stats.contingency import association
 
-from mmkd.base.errors import ConfigError, UserError
+from mmkd.base.errors import UserError
 from mmkd.base.text import counted, one_line, plain_values, table_lines
 from mmkd.evaluate import robustness
 from mmkd.evaluate.dataset import load_dataset
@@ -147,19 +147,14 @@ def measure_trust(
     chosen = settings or TrustSettings()
     if biology == confounder:
         raise UserError(f"biology and confounder are both {biology!r}; name two different columns")
-    if dataset is not None and dataset not in {spec.dataset for spec in suite.datasets}:
-        raise ConfigError(
-            f"no data set {dataset!r}; the suite has {', '.join(spec.dataset for spec in suite.datasets)}"
-        )
     reports, without = [], []
-    for spec in suite.datasets:
-        if dataset in (None, spec.dataset):
-            store = FeatureStore.open(spec.store)
-            known = store.samples.schema.names
-            if absent := [name for name in (biology, confounder) if name not in known]:
-                without.append(f"{spec.dataset} has no column {absent[0]!r}, only {', '.join(known)}")
-            else:
-                reports.append(_measure_dataset(suite, spec, store, (biology, confounder), chosen, jobs))
+    for spec in suite.chosen(dataset):
+        store = FeatureStore.open(spec.store)
+        known = store.samples.schema.names
+        if absent := [name for name in (biology, confounder) if name not in known]:
+            without.append(f"{spec.dataset} has no column {absent[0]!r}, only {', '.join(known)}")
+        else:
+            reports.append(_measure_dataset(suite, spec, store, (biology, confounder), chosen, jobs))
     if not reports:
         raise UserError("; ".join(without))
     return [replace(one, remarks=(*one.remarks, *without)) for one in reports]
@@ -188,15 +183,15 @@ def _measure_dataset(
     if k > found[0].where.shape[1]:
         raise UserError(f"{spec.dataset}: k is {k}, but there are {found[0].where.shape[1]} neighbors at most")
     word = [suite.bootstrap.seed, *name_words(f"{suite.resample_name(spec.dataset)}/trust")]
-    results = []
-    for one, what, curve, own in zip(features, found, curves, best, strict=True):
-        measures = {
-            name: replicates_of(score, rows, codes, cohort.group, suite.bootstrap, word)
-            for name, score, rows, codes in scores_of(cohort, what, k)
-        }
-        results.append(
-            ModelTrust(one.model, one.digest(cohort.rows), measures, own, curve, drop_of(cohort, what, settings))
+    scored = [list(scores_of(cohort, what, k)) for what in found]
+    drawn = iter(replicates_of([one for every in scored for one in every], cohort.group, suite.bootstrap, word))
+    results = [
+        ModelTrust(
+            one.model, one.digest(cohort.rows), {name: next(drawn) for name, *_ in every}, own, curve,
+            drop_of(cohort, what, settings),
         )
+        for one, what, every, curve, own in zip(features, found, scored, curves, best, strict=True)
+    ]  # fmt: skip
     chance = robustness.chance_index(cohort.biology, cohort.confounder)
     remarks = [*cohort.remarks, *_remarks(cohort, found, spec)]
     return TrustReport(

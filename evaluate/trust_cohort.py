@@ -13,6 +13,7 @@ from mmkd.evaluate import robustness
 from mmkd.evaluate.dataset import DatasetRows
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.robustness import Codes, Combination, TrustSettings
+from mmkd.evaluate.splits import draw_folds
 
 NO_CELLS = "no two classes that two sites both have"
 
@@ -21,7 +22,8 @@ NO_CELLS = "no two classes that two sites both have"
 class Cohort:
     """Rows of a data set that all models have features of and that have both values. rows: grid rows, int64 (n,);
     biology, confounder, group: codes, int64 (n,). queries, probed: positions, int64, ascending, whose neighbors are
-    searched and that the linear probe reads. remarks: what was left out."""
+    searched and that the linear probe reads. probe_fold, cell_fold: folds, int64, of `probed` and of the rows of the
+    first combination, empty if it is too small. remarks: what was left out."""
 
     dataset: str
     store: str
@@ -35,6 +37,8 @@ class Cohort:
     group: Codes
     queries: Codes
     probed: Codes
+    probe_fold: Codes
+    cell_fold: Codes
     combinations: tuple[Combination, ...]
     digest: str
     remarks: tuple[str, ...]
@@ -47,11 +51,15 @@ class Cohort:
     @property
     def too_small(self) -> str:
         """Why the generalization experiment, on the first combination, cannot be made, or nothing."""
-        if not self.combinations:
-            return NO_CELLS
-        rows, cell = self.combinations[0].rows, self.combinations[0].cell
-        least, need = min(len(np.unique(self.group[rows[cell == one]])) for one in range(4)), robustness.FEWEST_IN_CELL
-        return f"{least} groups in the smallest of its cells, expected {need} or more" if least < need else ""
+        return too_small(self.combinations, self.group)
+
+
+def too_small(every: Sequence[Combination], group: Codes) -> str:
+    if not every:
+        return NO_CELLS
+    rows, cell, need = every[0].rows, every[0].cell, robustness.FEWEST_IN_CELL
+    least = min(len(np.unique(group[rows[cell == one]])) for one in range(4))
+    return f"{least} groups in the smallest of its cells, expected {need} or more" if least < need else ""
 
 
 def load_cohort(
@@ -99,6 +107,14 @@ def load_cohort(
     _check_crossed(spec.dataset, columns, robustness.contingency(biology, confounder) > 0)
     order = np.random.default_rng(settings.seed).permutation(len(biology))
     most = max(robustness.FEWEST_QUERIES, robustness.PAIRS // len(biology))
+    probed, every = (
+        np.sort(order[: settings.linear_rows]),
+        robustness.combinations(biology, confounder, group, settings),
+    )
+    folds = [(confounder[probed], probed, min(settings.linear_folds, len(np.unique(group[probed]))))]
+    if not too_small(every, group):
+        folds.append((every[0].cell, every[0].rows, settings.folds))
+    drawn = [draw_folds(y, group[at].astype(str).astype(object), k, settings.seed) for y, at, k in folds]
     return Cohort(
         dataset=spec.dataset,
         store=spec.store,
@@ -111,8 +127,10 @@ def load_cohort(
         confounder=confounder,
         group=group,
         queries=np.sort(order[:most]),
-        probed=np.sort(order[: settings.linear_rows]),
-        combinations=tuple(robustness.combinations(biology, confounder, group, settings)),
+        probed=probed,
+        probe_fold=drawn[0],
+        cell_fold=drawn[-1] if len(drawn) > 1 else probed[:0],
+        combinations=tuple(every),
         digest=hashlib.sha256(repr([one.tolist() for one in kept]).encode()).hexdigest()[:16],
         remarks=tuple(remarks),
     )

@@ -1,5 +1,6 @@
 """What one pass over a model's features gives, and its measures with resamples of patients."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from mmkd.store import FeatureStore
 
 Score = Callable[[Floats], Floats]
 """Counts of groups (B, G) to values (B,)."""
-Measures = Iterator[tuple[str, Score | str, Codes, list[Codes]]]
+Measure = tuple[str, Score | str, Codes, list[Codes]]
 """Name, score or why there is none, rows, and codes of them that an interval needs several groups of."""
 ELEMENTS = 1 << 22
 """Counts held at a time: 32 MiB."""
@@ -35,7 +36,6 @@ class Findings:
 
     where: Codes
     linear: Floats
-    fold: Codes
     clusters: tuple[Codes, ...]
     here: Generalization | None
     elsewhere: Generalization | None
@@ -59,14 +59,16 @@ def examine(store: str, model: str, members: tuple[str, ...], cohort: Cohort, se
         blocks, group = blocks_of(read, len(cohort.rows)), cohort.group
         where, _ = nearest_rows(read(cohort.queries), blocks, k, group[cohort.queries], group)
         rows = cohort.probed
-        linear, fold = robustness.linear_scores(read(rows), cohort.confounder[rows], cohort.group[rows], settings)
+        linear = robustness.linear_scores(read(rows), cohort.confounder[rows], cohort.probe_fold)
         clusters = tuple(robustness.cluster(read(one.rows), settings) for one in cohort.combinations)
         here = elsewhere = None
         if not cohort.too_small:
             first = cohort.combinations[0]
             outside = _outside(cohort, first, settings)
-            here, elsewhere = robustness.generalize(read, first, outside, cohort.biology, cohort.group, settings)
-    return Findings(where, linear, fold, clusters, here, elsewhere)
+            here, elsewhere = robustness.generalize(
+                read, first, cohort.cell_fold, outside, cohort.biology, cohort.group, settings
+            )
+    return Findings(where, linear, clusters, here, elsewhere)
 
 
 def _outside(cohort: Cohort, one: Combination, settings: TrustSettings) -> Codes:
@@ -105,17 +107,24 @@ def drop_of(cohort: Cohort, found: Findings, settings: TrustSettings) -> tuple[t
 
 
 def replicates_of(
-    score: Score | str, rows: Codes, codes: Sequence[Codes], group: Codes, bootstrap: BootstrapSettings, word: list[int]
-) -> Replicates:
-    """Value and resamples of one measure of `rows`; an interval needs groups on both sides of each of `codes`."""
-    groups, value, draws = int(group.max()) + 1, math.nan, np.full(bootstrap.n, np.nan)
-    if not isinstance(score, str):
-        value = float(score(np.ones((1, groups)))[0])
-        draws = np.concatenate([score(counts) for counts in group_counts(np.arange(groups), bootstrap.n, word)])
+    measures: Sequence[Measure], group: Codes, bootstrap: BootstrapSettings, word: list[int]
+) -> list[Replicates]:
+    """Value and resamples of every measure; resamples are drawn once for all, and few are held at a time."""
+    groups, found = int(group.max()) + 1, []
+    for counts in itertools.chain([np.ones((1, groups))], group_counts(np.arange(groups), bootstrap.n, word)):
+        none = np.full(len(counts), np.nan)
+        found.append([none if isinstance(score, str) else score(counts) for _, score, *_ in measures])
+    every = [np.concatenate(blocks) for blocks in zip(*found, strict=True)]
+    return [_replicates(measure, values, group) for measure, values in zip(measures, every, strict=True)]
+
+
+def _replicates(measure: Measure, values: Floats, group: Codes) -> Replicates:
+    """values: of all groups, then of the resamples. An interval needs groups on both sides of each of its codes."""
+    _, score, rows, codes = measure
     sides = [rarer_groups(group[rows], [(code == one, code != one) for one in np.unique(code)]) for code in codes]
     return Replicates(
-        value=value,
-        draws=draws,
+        value=float(values[0]),
+        draws=values[1:],
         n=len(rows),
         groups=len(np.unique(group[rows])),
         missing=0,
@@ -125,7 +134,7 @@ def replicates_of(
     )
 
 
-def scores_of(cohort: Cohort, found: Findings, k: int) -> Measures:
+def scores_of(cohort: Cohort, found: Findings, k: int) -> Iterator[Measure]:
     """Yield every measure of a model, k-NN of the first k neighbors."""
     yield from _of_neighbors(cohort, found.where[:, :k])
     yield from _of_probe(cohort, found)
@@ -137,7 +146,7 @@ def _weighted(cohort: Cohort, rows: Codes, metric: Callable[..., Floats], *of: N
     return lambda counts: metric(*of, counts[:, cohort.group[rows]])
 
 
-def _of_neighbors(cohort: Cohort, where: Codes) -> Measures:
+def _of_neighbors(cohort: Cohort, where: Codes) -> Iterator[Measure]:
     queries, codes = cohort.queries, (cohort.biology, cohort.confounder)
     pairs = robustness.group_pairs(*codes, queries, where, cohort.group)
     index, influence = robustness.robustness_index(pairs), robustness.index_influence(pairs)
@@ -149,12 +158,12 @@ def _of_neighbors(cohort: Cohort, where: Codes) -> Measures:
         yield name, _weighted(cohort, queries, metrics.balanced_accuracy, y, votes), queries, [y]
 
 
-def _of_probe(cohort: Cohort, found: Findings) -> Measures:
+def _of_probe(cohort: Cohort, found: Findings) -> Iterator[Measure]:
     rows, y = cohort.probed, cohort.confounder[cohort.probed]
     few = "a fold of the cross-validation has one site only" if np.isnan(found.linear).any() else ""
 
     def fold_auroc(counts: Floats) -> Floats:
-        masks = [found.fold == number for number in np.unique(found.fold)]
+        masks = [cohort.probe_fold == number for number in np.unique(cohort.probe_fold)]
         weights = counts[:, cohort.group[rows]]
         areas = [metrics.macro_auroc(y[one], found.linear[one], weights[:, one]) for one in masks]
         return metrics.mean_of_defined(np.stack(areas, axis=1))
@@ -163,18 +172,20 @@ def _of_probe(cohort: Cohort, found: Findings) -> Measures:
     yield "linear_confounder_auroc", few or fold_auroc, rows, [y]
 
 
-def _of_combinations(cohort: Cohort, found: Findings) -> Measures:
+def _of_combinations(cohort: Cohort, found: Findings) -> Iterator[Measure]:
     codes, every = (cohort.biology, cohort.confounder), cohort.combinations
     rows = np.unique(np.concatenate([cohort.queries[:0], *(one.rows for one in every)]))
+    members = np.unique(cohort.group[rows])
 
     def clustered(counts: Floats) -> Floats:
+        weights = [counts[:, np.searchsorted(members, cohort.group[one.rows])] for one in every]
         of = [
-            _weighted(cohort, one.rows, robustness.clustering_score, labels, *(code[one.rows] for code in codes))
-            for one, labels in zip(every, found.clusters, strict=True)
+            robustness.clustering_score(labels, one.cell // 2, one.cell % 2, weight)
+            for one, labels, weight in zip(every, found.clusters, weights, strict=True)
         ]
-        return np.asarray(np.mean([score(counts) for score in of], axis=0))
+        return np.asarray(np.mean(of, axis=0))
 
-    score = jackknifed(clustered, cohort.group, rows) if every else NO_CELLS
+    score = jackknifed(clustered, members) if every else NO_CELLS
     yield "clustering_score", score, rows, [code[rows] for code in codes]
     away_reason = cohort.too_small or "no rows of both classes at other sites"
     for name, one, reason, measure in (
@@ -189,22 +200,21 @@ def _of_combinations(cohort: Cohort, found: Findings) -> Measures:
             yield name, partial(_of_levels, one, cohort.group, measure), one.rows, [one.cell]
 
 
-def jackknifed(score: Score, group: Codes, rows: Codes) -> Score:
-    """Return the value of `score` plus what groups add by the jackknife (Efron 1982), linear in their counts: a measure
-    of pairs is biased in resamples, where pairs within a group are too many."""
-    groups, members = int(group.max()) + 1, np.unique(group[rows])
+def jackknifed(score: Score, members: Codes) -> Score:
+    """Return the value of `score`, of counts of the groups `members` (B, M), plus what each adds by the jackknife
+    (Efron 1982), linear in the counts: a measure of pairs is biased in resamples, where pairs within a group are too
+    many."""
+    n = len(members)
 
     def without(some: Codes) -> Floats:
-        counts = np.ones((len(some), groups))
+        counts = np.ones((len(some), n))
         counts[np.arange(len(some)), some] = 0
         return score(counts)
 
-    # A few at a time: with a group for each of 100,000 rows all would be gigabytes.
-    blocks = np.array_split(members, -(-len(members) * groups // ELEMENTS))
-    value, others = float(score(np.ones((1, groups)))[0]), np.concatenate([without(some) for some in blocks])
-    influence = np.zeros(groups)
-    influence[members] = (np.mean(others) - others) * math.sqrt((len(members) - 1) / len(members))
-    return lambda counts: value + (counts - 1) @ influence
+    blocks = np.array_split(np.arange(n), -(-n * n // ELEMENTS))  # a few at a time: all would be gigabytes
+    value, others = float(score(np.ones((1, n)))[0]), np.concatenate([without(some) for some in blocks])
+    influence = (np.mean(others) - others) * math.sqrt((n - 1) / n)
+    return lambda counts: value + (counts[:, members] - 1) @ influence
 
 
 def _of_levels(one: Generalization, group: Codes, measure: Callable[[Floats], Floats], counts: Floats) -> Floats:

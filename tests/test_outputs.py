@@ -138,6 +138,8 @@ INPUTS = {
     "evaluate subgroups out",
     "evaluate trust suite",
     "evaluate trust out",  # the results, below which it writes
+    "evaluate corruptions suite",
+    "evaluate corruptions out",
     "evaluate merge folders",
     "evaluate leaderboard suite",
     "evaluate leaderboard out",

@@ -139,7 +139,7 @@ def test_what_is_no_number_and_no_file() -> None:
     assert parse_recipe("views", "3") == Views(count=3)
     with pytest.raises(ConfigError, match="--views is 'many', expected a number of pictures, or a YAML file"):
         parse_recipe("views", "many")
-    with pytest.raises(UserError, match="kind 'dreams' is not among views; install a newer mmkd"):
+    with pytest.raises(UserError, match="kind 'dreams' is not among corruptions, views; install a newer mmkd"):
         read_recipe({"kind": "dreams", "count": 1}, "the store")
 
 

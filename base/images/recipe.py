@@ -14,7 +14,7 @@ from mmkd.base.config import Frozen, read_mapping, validated
 from mmkd.base.errors import ConfigError, UserError
 from mmkd.base.images.source import ImageSource
 
-_KINDS = {"views": "mmkd.base.images.views:Views"}
+_KINDS = {"corruptions": "mmkd.base.images.corruptions:Corruptions", "views": "mmkd.base.images.views:Views"}
 
 
 class Recipe(Frozen):

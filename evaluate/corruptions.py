@@ -1,0 +1,277 @@
+"""What corruptions of the test images cost: every task's metric and the features, at each family and severity, against
+the same images as they are."""
+
+import importlib.metadata
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mmkd.base.arrays import Bools, Ints
+from mmkd.base.errors import UserError
+from mmkd.base.images.corruptions import Corruptions
+from mmkd.base.images.recipe import read_recipe
+from mmkd.base.text import counted, one_line, plain_values, table_lines
+from mmkd.evaluate.dataset import DatasetRows, Samples, load_dataset
+from mmkd.evaluate.dataset_spec import DatasetSpec
+from mmkd.evaluate.features import Block, Features
+from mmkd.evaluate.metrics import weighted_mean
+from mmkd.evaluate.plan import model_names
+from mmkd.evaluate.predictions import Predictions
+from mmkd.evaluate.results import code_digest
+from mmkd.evaluate.scoring import BootstrapSettings, Metric, Scoring
+from mmkd.evaluate.statistics import Difference, Replicates, averaged, interval_text, paired_difference, resampled
+from mmkd.evaluate.suite import Suite
+from mmkd.evaluate.task import Variant
+from mmkd.evaluate.tasks import TASKS
+from mmkd.store import FeatureStore
+from mmkd.store.layout import Tower
+
+SCHEMA, VERSION = "mmkd.corruptions", 1
+FEATURES, ALL = "features", "all"
+CROSS_VALIDATED = ("survival", "diagnosis")
+"""Every image is trained on in one fold, so that corrupted ones would be too."""
+SHARED = ("retrieval", "multiple_choice")
+"""A sample's score depends on the others, so that each condition is predicted on its own; the rest are trained once."""
+ROWS = 100_000
+"""Pictures that a trained head sees at a time; it is trained again for the next."""
+COSINE = Scoring("standard", {"cosine": Metric(lambda p, w: weighted_mean(p.score[:, 0], w), share=False)}, "cosine")
+
+
+@dataclass(frozen=True)
+class Drop:
+    """One model on one task (`features`: the cosine to the clean feature) at one family and severity; family `all`:
+    the mean over all, resample by resample. clean, value: of the metric on the same samples. low, high: of value.
+    drop: value minus clean, paired."""
+
+    model: str
+    task: str
+    metric: str
+    family: str
+    severity: int
+    clean: float
+    value: float
+    low: float
+    high: float
+    drop: Difference
+    percent: bool
+
+    def shown(self) -> str:
+        """The cosine, or the change of a task's metric, with its interval."""
+        if self.task == FEATURES:
+            return interval_text(self.value, self.low, self.high, ".3f")
+        return self.drop.text(self.percent)
+
+
+@dataclass(frozen=True)
+class CorruptionReport:
+    """All models on one data set."""
+
+    suite: str
+    suite_version: int
+    dataset: str
+    recipe: Corruptions
+    samples: int
+    models: tuple[str, ...]
+    bootstrap: BootstrapSettings
+    data_digest: str
+    features_digests: dict[str, str]
+    drops: tuple[Drop, ...]
+    notes: tuple[str, ...]
+
+    def tables(self) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+        """Yield title, heads and rows for the features and each task: a row for each model and family."""
+        severities = (*self.recipe.severities, 0)
+        for task in dict.fromkeys(one.task for one in self.drops):
+            cells = {(one.model, one.family, one.severity): one for one in self.drops if one.task == task}
+            metric = next(iter(cells.values())).metric
+            title = "cosine to the clean feature" if task == FEATURES else f"{task}, {metric}: change"
+            rows = []
+            for model, family in dict.fromkeys((one.model, one.family) for one in cells.values()):
+                line = [cells.get((model, family, severity)) for severity in severities]
+                first = next(one for one in line if one is not None)
+                clean = [f"{first.clean * 100:.1f}" if first.percent else f"{first.clean:.2f}"]
+                shown = ["" if one is None else one.shown() for one in line]
+                rows.append([model, family, *([] if task == FEATURES else clean), *shown])
+            clean_head = [] if task == FEATURES else ["clean"]
+            yield title, ["model", "family", *clean_head, *map(str, self.recipe.severities), "mean"], rows
+
+    def text(self) -> str:
+        lines = [f"{self.dataset}: corruptions {self.recipe.suite} of {counted(self.samples, 'test image')}"]
+        for title, heads, rows in self.tables():
+            lines += [title, *table_lines(heads, rows)]
+        return "\n".join(map(one_line, [*lines, *(f"  {note}" for note in self.notes)]))
+
+    def as_json(self) -> str:
+        content = {
+            "schema": SCHEMA, "version": VERSION, "suite": self.suite, "suite_version": self.suite_version,
+            "dataset": self.dataset, "recipe": self.recipe.model_dump(), "samples": self.samples,
+            "data_digest": self.data_digest, "features_digests": self.features_digests, "code_digest": code_digest(),
+            "code_version": importlib.metadata.version("mmkd"), "bootstrap": self.bootstrap.model_dump(),
+            "notes": self.notes, "drops": [asdict(one) for one in self.drops],
+        }  # fmt: skip
+        return json.dumps(plain_values(content), indent=1) + "\n"
+
+
+class PictureFeatures(Features):
+    """Features of pictures with the texts of their images. own: the image's row of every grid row, int64 (N,)."""
+
+    def __init__(self, of: Features, own: Ints) -> None:
+        super().__init__(of.store, of.model, of.members, of.beside)
+        self.own = own
+
+    def each_member(self) -> tuple[Features, ...]:
+        return tuple(PictureFeatures(one, self.own) for one in super().each_member())
+
+    def read(self, tower: Tower, rows: Ints, normalized: bool) -> Block:
+        return super().read(tower, self.own[rows] if tower == "text" else rows, normalized)
+
+
+def measure_corruptions(suite: Suite, dataset: str | None = None) -> list[CorruptionReport]:
+    """Measure every model of a suite on each data set whose store has corrupted test images, or on one. Heads are
+    trained on the clean images, with all labels. Raises ConfigError for an unknown data set, UserError where no store
+    has corrupted images."""
+    reports, without = [], []
+    for spec in suite.chosen(dataset):
+        store = FeatureStore.open(spec.store)
+        data = load_dataset(spec, store)
+        found = corrupted_rows(store, data.split("test").rows)
+        if found is None:
+            without.append(f"{spec.dataset}: {store.root} has no corrupted test images")
+        else:
+            reports.append(_measure_dataset(suite, spec, data, *found))
+    if not reports:
+        raise UserError(f"{'; '.join(without)}; extract them with `mmkd extract --corrupt`")
+    return [replace(one, notes=(*one.notes, *without)) for one in reports]
+
+
+def corrupted_rows(store: FeatureStore, rows: Ints) -> tuple[Corruptions, Ints] | None:
+    """Return the recipe, and the grid rows of the pictures made of these rows, int64 (conditions, n), -1 for none; None
+    if the store has none of them."""
+    recipe, found = None, np.empty((0, len(rows)), dtype=np.int64)
+    for span in store.record.spans():
+        if span.corpus.recipe is None or span.corpus.recipe.get("kind") != "corruptions":
+            continue
+        one = read_recipe(span.corpus.recipe, str(store.root))
+        assert isinstance(one, Corruptions)
+        if recipe is None:
+            recipe, found = one, np.full((one.count, len(rows)), -1, dtype=np.int64)
+        inside = (pc.field("row") >= span.rows.start) & (pc.field("row") < span.rows.stop)
+        table = store.sample_table(columns=["row", "image_rows", "view_number"], filter=inside)
+        image = pc.list_element(table["image_rows"], 0).to_numpy()
+        place = np.minimum(np.searchsorted(rows, image), len(rows) - 1)
+        there = rows[place] == image
+        number = table["view_number"].to_numpy()[there]
+        found[number - 1, place[there]] = table["row"].to_numpy()[there]
+    return None if recipe is None or (found < 0).all() else (recipe, found)
+
+
+def _measure_dataset(
+    suite: Suite, spec: DatasetSpec, data: DatasetRows, recipe: Corruptions, rows: Ints
+) -> CorruptionReport:
+    every, whole = data.split("test"), (rows >= 0).all(axis=0)
+    clean = Samples(every.name, every.table.filter(pa.array(whole)))
+    blocks = [_moved(clean, clean.rows), *(_moved(clean, one[whole]) for one in rows)]
+    notes = [] if whole.all() else [f"{counted(int((~whole).sum()), 'test row')} without corrupted pictures left out"]
+    if crossed := [task for task in spec.tasks if task in CROSS_VALIDATED]:
+        notes.append(f"{', '.join(crossed)}: every image is trained on in some fold; not measured")
+    drops: list[Drop] = []
+    models, own = model_names(suite, [data.store]), np.arange(len(data.store))
+    for block in blocks:
+        own[block.rows] = clean.rows
+    features = [PictureFeatures(Features(data.store, model, suite.ensembles.get(model, ())), own) for model in models]
+    for one in features:
+        found = _scored(suite, spec, COSINE, _cosines(data, one, blocks))
+        drops += _drops(recipe, one.model, FEATURES, found, COSINE, suite.bootstrap.level)
+        for name in (task for task in spec.tasks if task not in CROSS_VALIDATED):
+            task = TASKS[name]
+            scoring = task.scoring(spec)
+            for variant in task.variants(spec):
+                if variant.fraction == 1 and variant.seed == 0:
+                    found = _scored(suite, spec, scoring, _predicted(name, variant, data, one, blocks))
+                    title = " ".join(filter(None, (name, variant.head)))
+                    drops += _drops(recipe, one.model, title, found, scoring, suite.bootstrap.level)
+    used = np.concatenate([block.rows for block in blocks])
+    return CorruptionReport(
+        suite.suite, suite.version, spec.dataset, recipe, len(clean), models, suite.bootstrap, data.digest,
+        {one.model: one.digest(used) for one in features}, tuple(drops), tuple(notes),
+    )  # fmt: skip
+
+
+def _moved(samples: Samples, rows: Ints) -> Samples:
+    """The same samples with their image features in other rows."""
+    place = samples.table.column_names.index("row")
+    return Samples(samples.name, samples.table.set_column(place, "row", pa.array(rows)))
+
+
+def _predicted(
+    name: str, variant: Variant, data: DatasetRows, features: Features, blocks: Sequence[Samples]
+) -> list[Predictions]:
+    """Predictions of a task for each block of the same samples."""
+    task = TASKS[name]
+
+    def predict(test: Samples) -> Predictions:
+        return task.predict(variant, replace(data, splits=data.splits | {"test": test}), features)
+
+    if name in SHARED:
+        return [predict(block) for block in blocks]
+    place, n, parts = blocks[0].table.column_names.index("key"), len(blocks[0]), list[Predictions]()
+    keyed = [
+        block.table.set_column(place, "key", pa.array([f"{i} {key}" for key in block.ids]))
+        for i, block in enumerate(blocks)
+    ]
+    size = max(1, ROWS // n)
+    for some in (keyed[i : i + size] for i in range(0, len(keyed), size)):
+        found = predict(Samples("test", pa.concat_tables(some)))
+        assert len(found) == n * len(some), "one prediction for each test sample"
+        parts += [found.take(np.arange(len(found)) // n == i) for i in range(len(some))]
+    return [replace(part, ids=blocks[0].ids, group=data.groups(blocks[0])) for part in parts]
+
+
+def _cosines(data: DatasetRows, features: Features, blocks: Sequence[Samples]) -> list[Predictions]:
+    """Cosine of every image to itself as it is, float64 (n, 1)."""
+    clean, found = features.images(blocks[0].rows), []
+    for block in blocks:
+        other = features.images(block.rows)
+        score, there = np.einsum("nd,nd->n", clean.values, other.values)[:, None], clean.available & other.available
+        groups, domains = data.groups(blocks[0]), data.domains(blocks[0])
+        found.append(Predictions(block.ids, groups, domains, None, score.astype(np.float64), there, ("cosine",)))
+    return found
+
+
+def _scored(
+    suite: Suite, spec: DatasetSpec, scoring: Scoring, found: Sequence[Predictions]
+) -> list[tuple[Replicates, Replicates]]:
+    """Clean and corrupted value of the primary metric for each condition, on the samples available in both."""
+    name, before, pairs = suite.resample_name(spec.dataset), dict[bytes, Replicates](), []
+
+    def score(one: Predictions, both: Bools) -> Replicates:
+        asked = {"bootstrap": suite.bootstrap, "name": name, "parts": {"": both}}
+        return resampled(one, [scoring.primary], scoring, **asked)["", scoring.primary]  # type: ignore[arg-type]
+
+    for one in found[1:]:
+        both = one.available & found[0].available
+        if both.tobytes() not in before:
+            before[both.tobytes()] = score(found[0], both)
+        pairs.append((before[both.tobytes()], score(one, both)))
+    return pairs
+
+
+def _drops(
+    recipe: Corruptions,
+    model: str,
+    task: str,
+    found: list[tuple[Replicates, Replicates]],
+    scoring: Scoring,
+    level: float,
+) -> Iterator[Drop]:
+    names = [*recipe.conditions, (ALL, 0)]
+    means = tuple(averaged([pair[side] for pair in found], same_rows=True) for side in (0, 1))
+    for (family, severity), (clean, value) in zip(names, [*found, means], strict=True):
+        yield Drop(
+            model, task, scoring.primary, family, severity, clean.value, value.value, *value.interval(level),
+            paired_difference(value, clean, level), scoring.metrics[scoring.primary].share,
+        )  # fmt: skip
