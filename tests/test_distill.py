@@ -140,7 +140,8 @@ def test_dry_run_says_what_a_run_takes_and_writes_nothing(training_scene: Path) 
     assert sorted(training_scene.rglob("*")) == before
     config = load_run(path)
     with_average = write_run(training_scene, "dry-average", optimizer={"average": 0.9})
-    assert (found["pairs"], found["steps"], found["steps_left"], found["teachers"]) == (100, 8, 8, ["one", "two"])
+    assert (found["rows"], found["steps"], found["steps_left"]) == ({"pair": 100}, 8, 8)
+    assert found["teachers"] == ["one", "two"]
     assert found["student_parameters"] == sum(p.numel() for p in build_student(config.student).parameters())
     assert found["other_parameters"] == 20 * (24 + 32) + 2
     assert found["hours"] == pytest.approx(8 * found["seconds_per_step"] / 3600)
@@ -153,7 +154,7 @@ def test_dry_run_says_what_a_run_takes_and_writes_nothing(training_scene: Path) 
     size = checkpoints(config.out)[0].stat().st_size
     assert found["checkpoint_bytes"] == pytest.approx(size, rel=0.02)
     lines = CliRunner().invoke(distill, [str(path), "--dry-run"], catch_exceptions=False).stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["pairs", "parameters", "memory", "steps", "hours", "loss"]
+    assert [line.split()[0] for line in lines] == ["rows", "parameters", "memory", "steps", "hours", "loss"]
     assert "8 of them done" in lines[3]
     more = CliRunner().invoke(distill, [str(with_average), "--dry-run", "--json"], catch_exceptions=False)
     assert json.loads(more.stdout)["checkpoint_bytes"] == pytest.approx(size * 4 / 3, rel=0.02)
