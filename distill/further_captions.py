@@ -67,8 +67,8 @@ def find_captions(
     kinds; a row that has none of these kinds keeps its own. Raises UserError if the store has no further captions, or
     not a kind that is named; IncompleteStoreError if they are not extracted yet."""
     spans = [span for span in store.record.spans() if span.corpus.towers == ("text",)]
-    if not spans:
-        raise UserError(f"data.captions: {store.root} has no further captions of images; leave it out")
+    if not spans or not len(rows):
+        raise UserError(f"data.captions: {store.root} has no further captions of the run's images; leave it out")
     columns = ["row", "caption", "caption_kind", "image_rows", "status"]
     table = store.sample_table(columns, reduce(or_, (in_rows(span.rows) for span in spans)))
     if "pending" in table["status"].unique().to_pylist():

@@ -55,8 +55,9 @@ def find_views(store: FeatureStore, images: NDArray[np.int64]) -> TrainingViews:
     these images, or of two recipes; IncompleteStoreError if they are not extracted yet."""
     spans = [span for span in store.record.spans() if span.corpus.kind == "views"]
     make = "`mmkd extract ... --views V` makes them"
-    if not spans:
-        raise UserError(f"data.views: {store.root} has no views; {make}")
+    if not spans or not len(images):
+        what = "has no views" if len(images) else "has no images among the run's rows"
+        raise UserError(f"data.views: {store.root} {what}; {make}")
     recipe, *others = (read_recipe(span.corpus.recipe or {}, str(store.root)) for span in spans)
     if any(other != recipe for other in others):
         raise UserError(f"data.views: {store.root} has views of two recipes; choose the rows of one store with one")

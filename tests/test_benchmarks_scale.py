@@ -19,17 +19,22 @@ from mmkd.store.convert.importing import import_features  # noqa: E402
 from mmkd.store.convert.original import OriginalRelease  # noqa: E402
 
 
-def test_a_linked_store_is_sound_and_takes_the_room_of_its_first_and_last_shard(tmp_path: Path) -> None:
+def test_a_linked_store_is_sound_and_takes_the_room_of_two_packs(tmp_path: Path) -> None:
     record = make_linked_store(tmp_path / "store", 1300, 2, 16)
-    assert record.rows_per_shard == 256
+    assert (record.rows_per_shard, record.shards_per_pack) == (256, 32)
     store = FeatureStore.open(tmp_path / "store")
     report = store.verify(deep=True)
     assert report.sound
     assert (report.entries, report.orphans) == (12, ())
     assert np.array_equal(store.image("t0")[:256], store.image("t0")[1024:1280], equal_nan=True)
     assert not np.array_equal(store.image("t0")[:20], store.image("t0")[1280:1300], equal_nan=True)
-    chunks = [path.stat() for path in (tmp_path / "store" / "teachers").rglob("loose/*")]
-    assert len({stat.st_ino for stat in chunks}) < len(chunks)
+    packs = [path.stat().st_ino for path in (tmp_path / "store" / "teachers").rglob("c/**/*") if path.is_file()]
+    assert (len(packs), len(set(packs))) == (6, 3)
+    many = make_linked_store(tmp_path / "many", 256 * 69 + 7, 2, 16, workers=16)
+    assert many.rows_per_shard == 256
+    assert FeatureStore.open(tmp_path / "many").verify(deep=True).sound
+    packs = [path.stat().st_ino for path in (tmp_path / "many" / "teachers").rglob("c/**/*") if path.is_file()]
+    assert (len(packs), len(set(packs))) == (2 * 3 * -(-70 // many.shards_per_pack), 3)
     assert 0.95 < store.available().mean() < 1
 
 
@@ -44,9 +49,10 @@ def test_the_ideal_makespan_gives_each_task_to_the_worker_that_is_free_first(mon
 def test_sleeping_workers_do_every_task_of_the_real_plan() -> None:
     record, tasks = scheduler.tasks_of(scheduler.ROWS)
     assert (len(tasks), record.rows_per_shard) == (178, 16_384)
+    assert len(scheduler.tasks_of(scheduler.ROWS, 512)[1]) == 2833
     with scheduler.cluster_of(4) as client:
-        seconds, _, done = scheduler.run(client, 20 * 16_384, 0.05)
-    assert done == 20
+        seconds, cpu, _, done = scheduler.run(client, 20 * 16_384, 0.05)
+    assert (done, cpu > 0) == (20, True)
     ideal = scheduler.ideal_seconds(tasks[:20], 4, 0.05)
     assert seconds > 0.9 * ideal
 

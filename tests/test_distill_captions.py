@@ -86,7 +86,7 @@ def test_what_the_store_does_not_have_ends_in_one_line(training_scene: Path) -> 
         find_captions(store_of(FURTHER), ROWS, {"draft": 1.0}, TOKENIZER)
     with pytest.raises(IncompleteStoreError, match="s: captions are not extracted yet; finish `mmkd extract` first"):
         find_captions(store_of([(256, "two", None, [0], "pending")]), ROWS, {"own": 1.0}, TOKENIZER)
-    with pytest.raises(UserError, match="has no further captions of images; leave it out"):
+    with pytest.raises(UserError, match="has no further captions of the run's images; leave it out"):
         quiet(write_run(training_scene, "no-captions", data={"captions": {"own": 1}}))
     with pytest.raises(ConfigError, match="captions: every weight of own is 0; give one of them more"):
         load_run(write_run(training_scene, "zero", data={"captions": {"own": 0}}))
