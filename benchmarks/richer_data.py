@@ -287,10 +287,10 @@ def run(made: Material, out: Path, scenario: Scenario, arm: Arm, seed: int) -> d
 
 def table(name: str, found: dict[str, dict[int, dict[str, float]]], seeds: list[int]) -> str:
     """Markdown of one experiment."""
-    reference = next(iter(found))
+    reference, done = next(iter(found)), [arm for arm, runs in found.items() if set(seeds) <= set(runs)]
     lines = [f"| {name} | balanced accuracy, % | AUROC, % | minus the first row | AUROC |", "|---|---:|---:|---:|---:|"]
     for arm, runs in found.items():
-        if not set(seeds) <= set(runs):
+        if arm not in done:
             lines.append(f"| {arm} | not run | | | |")
             continue
         scores = {key: [100 * runs[seed][key] for seed in seeds] for key in ("bacc", "auroc")}
@@ -298,7 +298,7 @@ def table(name: str, found: dict[str, dict[int, dict[str, float]]], seeds: list[
                  f"{statistics.mean(scores['auroc']):.1f}"]  # fmt: skip
         for key, values in scores.items():
             paired = [a - 100 * found[reference][s][key] for a, s in zip(values, seeds, strict=True)]
-            half = base.half_width(paired, len(found) - 1)
+            half = base.half_width(paired, max(1, len(done) - 1))
             cells.append("" if arm == reference else f"{statistics.mean(paired):+z.1f} ± {half:.1f}")
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
