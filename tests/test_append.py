@@ -15,11 +15,13 @@ import pytest
 import torch
 import zarr
 from click.testing import CliRunner
+from in_process import tree_digest
 from PIL import Image
 from tiny_corpus import picture, write_table_corpus
 from tiny_teachers import write_tiny_teacher
 
 from mmkd.base.errors import CorpusError
+from mmkd.base.images.views import Views
 from mmkd.cli.store import store as store_command
 from mmkd.distill.image_places import ImagePlaces
 from mmkd.distill.images import image_batches, row_images
@@ -27,6 +29,7 @@ from mmkd.distill.pairs import is_pair, rows_where
 from mmkd.extract.cluster_config import ClusterConfig
 from mmkd.extract.config import ExtractConfig
 from mmkd.extract.corpora import open_corpus
+from mmkd.extract.derived import append_pictures
 from mmkd.extract.encode import Workbench
 from mmkd.extract.index import append_corpus, check_same_corpus, create_indexed_store, restore_parts
 from mmkd.extract.plan import plan_tasks
@@ -187,6 +190,38 @@ def _kill_at_rename(event: str, _: object) -> None:
         _countdown[0] -= 1
         if _countdown[0] < 0:
             raise _Killed
+
+
+def test_views_and_captions_that_are_killed_at_any_write_are_finished_by_the_next(tmp_path: Path) -> None:
+    sys.addaudithook(_kill_at_rename)
+    write_table_corpus(tmp_path / "c", 3)
+    rows = [{"image": f"images/{i}.png", "caption": [f"{i} {k}" for k in range(120)]} for i in range(3)]
+    (tmp_path / "c/rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "c/corpus.yaml").write_text("{kind: table, path: rows.jsonl, captions: further}")
+    corpus = open_corpus(str(tmp_path / "c/corpus.yaml"))
+
+    def make(root: Path) -> None:
+        if not (root / "zarr.json").exists():
+            create_indexed_store(corpus, root)
+        append_pictures(Store.open(root), Views(count=100), lambda line: None)
+
+    make(tmp_path / "whole")
+    assert [len(span.rows) for span in Store.open(tmp_path / "whole").record.spans()] == [3, 357, 300]
+    for survived in range(20):
+        root = tmp_path / f"s{survived}"
+        _countdown[:] = [survived]
+        try:
+            make(root)
+        except _Killed:
+            pass
+        else:
+            break
+        finally:
+            _countdown.clear()
+        make(root)
+        assert tree_digest(root) == tree_digest(tmp_path / "whole")
+        assert FeatureStore.open(root).verify().sound
+    assert survived == 8  # a part of images, two of captions, the record and a log; two of views, the record
 
 
 @pytest.mark.integration
