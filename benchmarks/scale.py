@@ -127,7 +127,11 @@ def command(root: Path, *words: str) -> Told:
     """A command of the command line."""
     watch = Watch()
     with redirect_stdout(io.StringIO()):
-        cli([*words], standalone_mode=False)
+        try:
+            cli([*words], standalone_mode=False)
+        except SystemExit as ended:  # `store diff` says with its status whether anything differs
+            if ended.code:
+                raise
     return watch.told()
 
 
