@@ -15,10 +15,12 @@ import torch
 from numpy.typing import NDArray
 
 from mmkd.distill.fetch_ahead import FetchAhead
+from mmkd.distill.further_captions import TrainingCaptions
 from mmkd.distill.images import Pictures
 from mmkd.distill.order import Windows, epoch_places
 from mmkd.distill.pairs import Pairs
 from mmkd.distill.teacher_features import TeacherFeatures, TeacherTargets
+from mmkd.distill.views import TrainingViews
 from mmkd.distill.world import World
 
 Item = TypeVar("Item")
@@ -146,6 +148,8 @@ class Batches:
     """Which teachers' features are read; all when not given."""
     ahead: FetchAhead | None = None
     """Of a store behind a URL."""
+    views: TrainingViews | None = None
+    choices: TrainingCaptions | None = None
 
     def from_step(self, first: int) -> Generator[Batch, None, None]:
         """Yield this rank's batches from step `first` on, with workers one ahead. Raises UserError if an image is
@@ -178,22 +182,29 @@ class Batches:
             groups = pairs.groups[numbers]
             has = torch.from_numpy(groups[:, ::-1] >= 0)
             captions = numbers[groups[:, 0] >= 0]
+            tokens, columns = pairs.captions.tokens(captions), pairs.captions.columns(captions)
+            images_of = None if self.views is None else self.views.view_rows(self.plan.seed, epoch, rows)
+            texts_of = None
+            if self.choices is not None:
+                texts_of, chosen = self.choices.choose(self.plan.seed, epoch, rows)
+                tokens, columns = self.choices.instead(chosen[groups[:, 0] >= 0], tokens, columns)
+                groups[chosen >= 0, 0] = self.choices.numbers[chosen[chosen >= 0]]
             positions = torch.arange(start + world.rank * len(rows), start + (world.rank + 1) * len(rows))
             targets: tuple[TeacherTargets, ...] = ()
             if self.teachers is not None:
                 wanted = None
                 if self.choose is not None:
-                    there = torch.from_numpy(self.teachers.present(rows)) & has[:, None]
+                    there = torch.from_numpy(self.teachers.present(rows, images_of, texts_of)) & has[:, None]
                     wanted = self.choose(epoch, positions, there.any(2)) > 0
-                targets = self.teachers.gather(rows, wanted)
+                targets = self.teachers.gather(rows, wanted, images=images_of, texts=texts_of)
             batch = Batch(
                 step=step,
                 epoch=epoch,
                 rows=rows,
                 positions=positions,
                 images=images,
-                tokens=pairs.captions.tokens(captions),
-                columns=pairs.captions.columns(captions),
+                tokens=tokens,
+                columns=columns,
                 groups=torch.from_numpy(groups),
                 targets=targets if pairs.all_paired else tuple(target.masked(has) for target in targets),
                 has=None if pairs.all_paired else has,

@@ -200,11 +200,18 @@ class HeadConfig(Frozen):
 
 
 class DataConfig(Frozen):
-    """Batch loading. Only `unpaired`, `decode`, `order`, `window` and `crop_scale` change what a run learns."""
+    """Batch loading. What changes what a run learns: `unpaired`, `views`, `captions`, `decode`, `order`, `window` and
+    `crop_scale`."""
 
     unpaired: bool = False
     """Train on rows with an image or a caption alone too: terms `feature` and `relational` learn from them."""
 
+    views: bool = False
+    """Train on the views that the store has (`mmkd extract --views`), one drawn for each image and epoch, and on the
+    teachers' features of that view; `crop_scale` is then not used, and the original files are read."""
+    captions: dict[str, NonNegativeFloat] = Field(default_factory=dict)
+    """Draw weight of each kind of caption, one drawn for each row and epoch: `own`, the row's own, a kind of
+    further captions that the store has, or `further` for those without a kind. Empty: each row's own."""
     images: Literal["auto", "inputs", "corpus"] = "auto"
     """`inputs`: the store's own JPEGs (`mmkd extract --keep-inputs`); `corpus`: the original files."""
     decode: Literal["workers", "device"] = "workers"
@@ -229,6 +236,13 @@ class DataConfig(Frozen):
     def faults(self) -> Iterator[str]:
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             yield f"crop_scale: is {list(self.crop_scale)}, expected two shares of the picture, 0 < low <= high <= 1"
+        if self.views and (self.images == "inputs" or self.decode == "device"):
+            kept = "images: inputs" if self.images == "inputs" else "decode: device"
+            yield f"views are cut from the original files, and `{kept}` reads reduced ones; leave it out"
+        if (self.views or self.captions) and self.order == "windows":
+            yield "views and further captions are rows of other shards, which `order: windows` does not read"
+        if self.captions and not any(self.captions.values()):
+            yield f"captions: every weight of {', '.join(self.captions)} is 0; give one of them more"
 
 
 class ComputeConfig(Frozen):

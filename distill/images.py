@@ -26,6 +26,7 @@ from mmkd.base.text import counted
 from mmkd.distill.config import DataConfig
 from mmkd.distill.image_places import ImagePlaces
 from mmkd.distill.student import image_size, student_pixels
+from mmkd.distill.views import TrainingViews
 from mmkd.store import FeatureStore
 from mmkd.store.inputs import Inputs, inputs_file
 
@@ -109,9 +110,13 @@ def row_images(
     return StoredImages(inputs)
 
 
-def train_pictures(images: RowImages, data: DataConfig, student: nn.Module, device: torch.device) -> Pictures:
-    """Return the source of the pixels that rows are trained with. Raises ConfigError for `data.decode: device` without
-    inputs in the store."""
+def train_pictures(
+    images: RowImages, data: DataConfig, student: nn.Module, device: torch.device, views: TrainingViews | None
+) -> Pictures:
+    """Return the source of the pixels that rows are trained with: crops, or views. Raises ConfigError for
+    `data.decode: device` without inputs in the store."""
+    if views is not None:
+        return partial(image_batches, images, student_pixels(student), views=views)
     if data.decode == "workers":
         return partial(image_batches, images, student_pixels(student, data.crop_scale))
     if not isinstance(images, StoredImages):
@@ -124,10 +129,10 @@ def train_pictures(images: RowImages, data: DataConfig, student: nn.Module, devi
 
 
 class _Rows(Dataset[Any]):
-    """`make(row, bytes)` of each (epoch, row), with random numbers that are a function of (seed, epoch, row) alone.
-    Errors are returned, as a worker would wrap them in its traceback."""
+    """`make(epoch, row, bytes)` of each (epoch, row), with random numbers that are a function of (seed, epoch, row)
+    alone. Errors are returned, as a worker would wrap them in its traceback."""
 
-    def __init__(self, images: RowImages, make: Callable[[int, bytes], Any], seed: int) -> None:
+    def __init__(self, images: RowImages, make: Callable[[int, int, bytes], Any], seed: int) -> None:
         self.images, self.make, self.seed = images, make, seed
 
     def __getitem__(self, item: tuple[int, int]) -> Any:
@@ -138,7 +143,7 @@ class _Rows(Dataset[Any]):
             with torch.random.fork_rng(devices=[]):
                 # Not torch.manual_seed: it also queues a call for CUDA, with a traceback, for every image.
                 torch.default_generator.manual_seed(state)
-                return self.make(row, data)
+                return self.make(epoch, row, data)
         except (ImageError, OSError) as error:
             return UserError(
                 f"image of row {row}, {self.images.name(row)}: {error}; it was sound when extracted: bring it back, "
@@ -174,10 +179,13 @@ def _sound(batch: Any) -> Any:
     return batch
 
 
-def image_batches(images: RowImages, pixels: Pixels, wanted: Wanted, seed: int, workers: int) -> Iterator[torch.Tensor]:
-    """Yield uint8 (B, 3, H, W) for each (epoch, rows) of `wanted`, decoded in `workers` processes that start at this
-    call. Raises UserError if an image is gone or damaged; the message names row and file."""
-    rows = _Rows(images, partial(_decode, pixels), seed)
+def image_batches(
+    images: RowImages, pixels: Pixels, wanted: Wanted, seed: int, workers: int, *, views: TrainingViews | None = None
+) -> Iterator[torch.Tensor]:
+    """Yield uint8 (B, 3, H, W) for each (epoch, rows) of `wanted`, of the image or of its view, decoded in `workers`
+    processes that start at this call. Raises UserError if an image is gone or damaged; the message names row and
+    file."""
+    rows = _Rows(images, partial(_decode, pixels, views, seed), seed)
     return _load(rows, _stack, wanted, workers, pin=torch.cuda.is_available())
 
 
@@ -185,8 +193,9 @@ def _stack(images: list[torch.Tensor]) -> torch.Tensor:
     return torch.stack(images) if images else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
 
 
-def _decode(pixels: Pixels, row: int, data: bytes) -> torch.Tensor:
-    return pixels(decode(data))
+def _decode(pixels: Pixels, views: TrainingViews | None, seed: int, epoch: int, row: int, data: bytes) -> torch.Tensor:
+    picture = decode(data)
+    return pixels(picture if views is None else views.picture(picture, seed, epoch, row))
 
 
 def _device_batches(
@@ -197,7 +206,7 @@ def _device_batches(
     return map(partial(_decode_on, device, crop), files)
 
 
-def _draw_crop(crop: RandomResizedCrop, row: int, data: bytes) -> tuple[int, torch.Tensor, Crop]:
+def _draw_crop(crop: RandomResizedCrop, _epoch: int, row: int, data: bytes) -> tuple[int, torch.Tensor, Crop]:
     """Return the row, its JPEG as uint8 (bytes,), and the part of it that is kept."""
     header = Image.open(io.BytesIO(data), formats=("JPEG",))
     place = crop.get_params(header, list(crop.scale), list(crop.ratio))

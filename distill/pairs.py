@@ -30,6 +30,7 @@ from mmkd.distill.teacher_features import taught_bits, unpack_taught
 from mmkd.distill.world import World
 from mmkd.store import FeatureStore
 from mmkd.store.encoding import VALID
+from mmkd.store.layout import TOWERS
 from mmkd.store.samples import sample_schema, shard_table
 
 FOLDER = "tokens"
@@ -98,7 +99,7 @@ def _sound_parts(table: pa.Table) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
     wrong = pc.match_substring_regex(table["reason"], "(^|; )caption: ").fill_null(False)
     image = pc.or_(ok, pc.and_(partial, table["width"].is_valid()))
     text = pc.or_(ok, pc.and_(partial, pc.invert(wrong)))
-    return pc.and_(image, table["uri"].is_valid()), pc.and_(text, table["caption"].is_valid())
+    return pc.and_(image, table["uri"].is_valid()), pc.and_(text, pc.not_equal(table["caption"].fill_null(""), ""))
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,9 @@ class PairSource:
                     kept = valid == [card.all_sound for card in cards]
                 else:
                     kept = chosen[first:last, [order.index(slug) for slug in self.slugs]]
-                bits = {"bits": taught_bits(valid, cards, kept, unpaired=self.unpaired)}
+                # Of a view or further caption there is one tower by design.
+                single = store.record.span_of(first).corpus.towers != TOWERS
+                bits = {"bits": taught_bits(valid, cards, kept, unpaired=self.unpaired or single)}
                 have = np.asarray(bits["bits"].any(axis=1))[table["row"].to_numpy() - first]
                 usable = pc.and_(usable, pa.array(have))
             for names, sound in ((("caption",), text), (("uri", "image_sha256"), image)):

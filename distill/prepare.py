@@ -23,6 +23,7 @@ from mmkd.distill.captions import Tokenize
 from mmkd.distill.checkpoint import Progress
 from mmkd.distill.config import RunConfig
 from mmkd.distill.fetch_ahead import FetchAhead, open_store
+from mmkd.distill.further_captions import TrainingCaptions, find_captions
 from mmkd.distill.images import RowImages, StoredImages, row_images, train_pictures
 from mmkd.distill.monitor import Monitor, find_held_out, read_held_out
 from mmkd.distill.objective import make_objective
@@ -35,6 +36,7 @@ from mmkd.distill.student import Towers, check_text, image_size, model_config, p
 from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.distill.terms import ONE_TOWER_TERMS
 from mmkd.distill.train_step import Arithmetic, Model, Updater, count_arithmetic
+from mmkd.distill.views import TrainingViews, find_views
 from mmkd.distill.world import World
 from mmkd.store import FeatureStore
 
@@ -132,6 +134,7 @@ def prepare(config: RunConfig, world: World, scratch: Path | None = None) -> Run
     pairs = open_pairs(config.out, _pair_source(config, store, slugs, tokenizer, record), world, scratch)
     _refuse_few(pairs, config, store)
     teachers = TeacherFeatures(store, slugs, taught=pairs.bits) if slugs else None
+    views, choices = _find_views_and_captions(config, store, pairs, teachers, tokenizer)
     schedule = Schedule(len(pairs.rows), config.batch_size, config.epochs)
     warmup_steps(config.optimizer, schedule.total_steps)
     held_out = [find_held_out(entry, store, pairs) for entry in config.monitor.sets]
@@ -148,17 +151,20 @@ def prepare(config: RunConfig, world: World, scratch: Path | None = None) -> Run
         teachers.reside(world.device)
     arithmetic = _look_at_captions(towers, pairs, world, half=_half(config, world))
     workers = config.data.workers if config.data.workers is not None else default_workers()
-    pictures = row_images(store, pairs.places, config.data.images, max(image_size(student)))
+    place = "corpus" if views is not None else config.data.images
+    pictures = row_images(store, pairs.places, place, max(image_size(student)))
     windows, ahead = _find_windows(config, store, pairs, slugs, pictures, workers)
     batches = Batches(
         plan=BatchPlan(pairs.rows, schedule, config.seed, windows),
         pairs=pairs,
-        pictures=train_pictures(pictures, config.data, student, world.device),
+        pictures=train_pictures(pictures, config.data, student, world.device, views),
         choose=partial(drawn_teacher, config.seed) if _reads_one(config) else None,
         ahead=ahead,
         teachers=teachers,
         workers=workers,
         world=world,
+        views=views,
+        choices=choices,
     )
     width = int(model_config(config.student.model)["embed_dim"])
     objective = make_objective(config, width, teachers, *_judged(pairs, windows), world.device)
@@ -186,6 +192,21 @@ def prepare(config: RunConfig, world: World, scratch: Path | None = None) -> Run
         # Scores of other rows, or by another metric, are not compared.
         progress, judge_before = Progress(progress.step, monitor.judge), progress.judge
     return Run(config, world, batches, update, average, monitor, record, progress, tokenizer, arithmetic, judge_before)
+
+
+def _find_views_and_captions(
+    config: RunConfig, store: FeatureStore, pairs: Pairs, teachers: TeacherFeatures | None, tokenizer: Tokenize
+) -> tuple[TrainingViews | None, TrainingCaptions | None]:
+    """Return what stands for the rows' own images and captions. Raises UserError, IncompleteStoreError if the store, or
+    a teacher in it, does not have them."""
+    data, (text, image) = config.data, (pairs.rows[part >= 0] for part in pairs.groups.T)
+    views = find_views(store, image) if data.views else None
+    choices = find_captions(store, text, data.captions, tokenizer) if data.captions else None
+    if views is not None and teachers is not None:
+        teachers.check_rows("views", "image", views.rows[:, 0])
+    if choices is not None and teachers is not None:
+        teachers.check_rows("captions", "text", choices.choice_rows[choices.choices >= 0])
+    return views, choices
 
 
 def _reads_one(config: RunConfig) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mmkd.base.errors import UserError
 from mmkd.store import FeatureStore
 from mmkd.store.array import DecodedRows, FeatureArray
 from mmkd.store.card import TeacherCard
@@ -99,9 +100,21 @@ class TeacherFeatures:
         """Count the rows of these that each teacher teaches."""
         return dict(zip(self.slugs, self.present(rows).any(axis=2).sum(axis=0).tolist(), strict=True))
 
-    def present(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return which features of these rows are there and teach, bool (B, T, 2)."""
-        return unpack_taught(self._taught[rows], len(self.slugs))
+    def present(
+        self, rows: NDArray[np.int64], images: NDArray[np.int64] | None = None, texts: NDArray[np.int64] | None = None
+    ) -> NDArray[np.bool_]:
+        """Return which features of these rows are there and teach, bool (B, T, 2); see `gather`."""
+        have = unpack_taught(self._taught[rows], len(self.slugs))
+        for tower, others in enumerate((images, texts)):
+            if others is not None:
+                have[:, :, tower] &= unpack_taught(self._taught[others], len(self.slugs))[:, :, tower]
+        return have
+
+    def check_rows(self, what: str, tower: Tower, rows: NDArray[np.int64]) -> None:
+        """Raise UserError if a teacher with this tower has no feature of any of these rows of views or captions."""
+        for slug, count in self.count_rows(rows).items():
+            if tower in self.cards[slug].towers and not count:
+                raise UserError(f"data.{what}: teacher {slug} has no features of them; run `mmkd extract` with it")
 
     @property
     def bytes(self) -> int:
@@ -124,23 +137,32 @@ class TeacherFeatures:
         self._parts = [{tower: copy(part) for tower, part in parts.items()} for parts in self._parts]
         self._device, self.resident_bytes = device, self.bytes
 
-    def gather(self, rows: NDArray[np.int64], wanted: torch.Tensor | None = None) -> tuple[TeacherTargets, ...]:
+    def gather(
+        self,
+        rows: NDArray[np.int64],
+        wanted: torch.Tensor | None = None,
+        *,
+        images: NDArray[np.int64] | None = None,
+        texts: NDArray[np.int64] | None = None,
+    ) -> tuple[TeacherTargets, ...]:
         """Return all teachers' features of these rows, in the order of `slugs`: on the device when resident, else
-        pinned. Those that are not `wanted`, bool (B, T), are not read, and are zero."""
-        picked, targets = torch.from_numpy(rows).to(self._device), []
-        have = torch.from_numpy(self.present(rows)).to(self._device)
+        pinned. Those that are not `wanted`, bool (B, T), are not read, and are zero. images, texts: rows whose features
+        of this tower stand for theirs."""
+        read = [torch.from_numpy(rows if part is None else part).to(self._device) for part in (images, texts)]
+        have, targets = torch.from_numpy(self.present(rows, images, texts)).to(self._device), []
         asked = torch.ones_like(have[:, :, 0]) if wanted is None else wanted.to(self._device)
         for parts, mine in zip(self._parts, asked.unbind(1), strict=True):
-            for part in parts.values():
-                ask_for(part, picked[mine])
+            for tower, part in parts.items():
+                ask_for(part, read[TOWERS.index(tower)][mine])
         for parts, dim, present, mine in zip(self._parts, self.dims, have.unbind(1), asked.unbind(1), strict=True):
-            some, there = (picked, present) if wanted is None else (picked[mine], present[mine])
-            image, text = (self._select(parts.get(tower), dim, some, there[:, n]) for n, tower in enumerate(TOWERS))
-            if wanted is not None:
-                image, text = (
-                    part.new_zeros(len(rows), dim).masked_scatter(mine[:, None], part) for part in (image, text)
-                )
-            targets.append(TeacherTargets(image, text, present))
+            found = []
+            for tower, picked, there in zip(TOWERS, read, present.unbind(1), strict=True):
+                some = (picked, there) if wanted is None else (picked[mine], there[mine])
+                part = self._select(parts.get(tower), dim, *some)
+                if wanted is not None:
+                    part = part.new_zeros(len(rows), part.shape[1]).masked_scatter(mine[:, None], part)
+                found.append(part)
+            targets.append(TeacherTargets(found[0], found[1], present))
         return tuple(targets)
 
     def _select(
