@@ -169,7 +169,7 @@ def busy_rows(table: Path, side: int, number: int, images: int, threads: Threads
 
 def host_rows(folder: Path) -> list[Row]:
     """Real passes of a process with one thread of PyTorch, and with the other cores for decoding; and memory."""
-    rows, number, layers = 64, 1, 4
+    rows, number, layers = 64, 2, 4
     place = write_teacher(folder / "teacher", 0, layers)
     specs = [TeacherSpec(slug=f"t{index}", source=f"local-dir:{place}") for index in range(number)]
     teachers = {spec.slug: load_teacher(spec, describe_teacher(spec), torch.device("cpu")) for spec in specs}
