@@ -185,9 +185,11 @@ class FeatureStore(Store):
         """Return the features of one tower as `image` does. Raises UserError if the teacher has no such tower."""
         if (slug, tower) not in self._features:
             values, *scales = (self.array(slug, spec) for spec in self.card(slug).tower_arrays(tower))
-            opened = values.open()
+            opened: FeatureArray = values.open()
+            if scales:
+                opened = DecodedRows(opened, scales[0].open() if self.cache is not None else scales[0].load())
             # Concurrent first threads may open it twice; all use one of the two.
-            self._features.setdefault((slug, tower), DecodedRows(opened, scales[0].load()) if scales else opened)
+            self._features.setdefault((slug, tower), opened)
         return self._features[slug, tower]
 
     def valid(self, slug: str) -> NDArray[np.uint8]:
@@ -266,7 +268,7 @@ class FeatureStore(Store):
         self._refuse_replaced(self.ledger)
         entries = (self.ledger.get((shard, slug)) for shard in range(self.shards))
         checksums = tuple(entry.crc32c(spec) if entry else "" for entry in entries)
-        return ChunkedArray(StoredArray(self, slug, spec), len(self), checksums, self._fits_in_memory)
+        return ChunkedArray(StoredArray(self, slug, spec), len(self), checksums, self._fits_in_memory, self.cache)
 
     @cached_property
     def _fits_in_memory(self) -> bool:

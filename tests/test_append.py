@@ -23,8 +23,9 @@ from tiny_teachers import write_tiny_teacher
 from mmkd.base.errors import CorpusError
 from mmkd.base.images.views import Views
 from mmkd.cli.store import store as store_command
+from mmkd.distill.image_places import ImagePlaces
 from mmkd.distill.images import image_batches, row_images
-from mmkd.distill.pairs import training_pairs
+from mmkd.distill.pairs import is_pair, rows_where
 from mmkd.extract.cluster_config import ClusterConfig
 from mmkd.extract.config import ExtractConfig
 from mmkd.extract.corpora import open_corpus
@@ -277,14 +278,15 @@ def test_lost_parts_are_listed_again_from_their_own_corpus(scene: Path, tmp_path
 def test_training_reads_images_of_both_corpora(scene: Path, tmp_path: Path) -> None:
     store = FeatureStore.open(scene / "s")
 
-    pairs = training_pairs(store, "", store.available().any(axis=1), 8)
-    assert len(pairs.rows) == OLD + NEW - 2
+    table = rows_where(store, "", ["row", "caption", "uri", "offset", "length", "status"])
+    places = ImagePlaces.of(table.filter(is_pair(table)))
+    assert len(places.rows) == OLD + NEW - 2
 
     def pixels(image: Image.Image) -> torch.Tensor:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
 
     wanted = np.array([3, 256, 19, 300, 524])
-    images = next(image_batches(row_images(store, pairs, "corpus", 32), pixels, [(0, wanted)], seed=0, workers=1))
+    images = next(image_batches(row_images(store, places, "corpus", 32), pixels, [(0, wanted)], seed=0, workers=1))
     for row, image in zip(wanted.tolist(), images, strict=True):
         seed = row if row < OLD else (row - 256) % 3
         assert np.array_equal(image.permute(1, 2, 0).numpy(), np.array(picture(seed)))
