@@ -28,7 +28,7 @@ from PIL import Image
 from mmkd.base.process import keep_freed_memory
 from mmkd.benchmarks.result import Row, main
 from mmkd.distill.batches import Batch
-from mmkd.distill.config import RunConfig
+from mmkd.distill.config import RunConfig, StudentConfig
 from mmkd.distill.prepare import Run, prepare
 from mmkd.distill.student import Towers, build_student
 from mmkd.distill.world import World
@@ -45,6 +45,7 @@ STUDENT = {
     "vision_cfg": {"image_size": 64, "layers": 4, "width": 192, "head_width": 64, "patch_size": 8},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 3},
 }
+LITE = {"timm_model_name": "efficientnet_lite0", "timm_model_pretrained": False, "image_size": 224}
 # Random features all the same: nothing here looks at values.
 SIZES = {"x 1": 1_000, "x 10": 10_000, "x 100": 100_000}
 MEMORY_DIM = 64
@@ -86,7 +87,6 @@ def prepared(store: Path, name: str, device: torch.device, **changes: Any) -> Ru
 
 def online(device: torch.device) -> Callable[[Batch], None]:
     """Nine teachers of the student's size, as `open_clip` would run them beside the training."""
-    from mmkd.distill.config import StudentConfig
 
     def made(folder: str) -> Towers:
         path = Path(folder) / "student.json"
@@ -215,6 +215,25 @@ def on_ready_tensors(root: Path, device: torch.device) -> list[Row]:
     ]
 
 
+def layout_row(folder: Path, device: torch.device) -> Row:
+    """Forward and backward pass of EfficientNet-Lite0 in the layout that training chooses, against the other one."""
+    (folder / "lite.json").write_text(json.dumps(STUDENT | {"vision_cfg": LITE}))
+    pixels = torch.randint(0, 256, (BATCH, 3, 224, 224), dtype=torch.uint8, device=device)
+    chosen, other = (Towers(build_student(StudentConfig(model=str(folder / "lite.json")))).to(device) for _ in "ab")
+    assert chosen.channels_last
+    other.channels_last = False
+    other.student.visual.to(memory_format=torch.contiguous_format)  # type: ignore[union-attr, call-overload]
+    found = medians(
+        {
+            "chosen": lambda: chosen.encode_images(pixels).square().sum().backward(),
+            "other": lambda: other.encode_images(pixels).square().sum().backward(),
+        },
+        device,
+    )
+    what = f"EfficientNet-Lite0, {BATCH} images of 224 pixels, forward and backward, channels-last"
+    return row(what, "contiguous", found["chosen"], found["other"], "< 1")
+
+
 def peak_of_steps(root: Path, told: Any) -> None:
     """Private memory (not the mapped pages) after a few steps over a store, in a process of its own."""
     run = prepared(root, "memory", torch.device("cpu"), data={"workers": 0})
@@ -262,7 +281,7 @@ def measure(full: bool) -> list[Row]:
         folder = Path(name)
         make_store(folder / "steps" / "store", 4_096, TEACHERS, DIM)
         store = folder / "steps" / "store"
-        rows = data_wait(store, device) + on_ready_tensors(store, device)
+        rows = [*data_wait(store, device), *on_ready_tensors(store, device), layout_row(folder, device)]
         return rows + (memory(folder) if Path("/proc/self/status").is_file() else [])
 
 

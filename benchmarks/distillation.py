@@ -39,6 +39,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import t as student_t
 from torch import Tensor, nn
@@ -51,7 +52,6 @@ from mmkd.distill.config import RunConfig
 from mmkd.distill.losses import unit
 from mmkd.distill.objective import StudentFeatures, make_objective
 from mmkd.distill.optimizer import lr_factor
-from mmkd.distill.pairs import Pairs
 from mmkd.distill.policies import Standard, agreement, familiarity
 from mmkd.distill.presets import compose
 from mmkd.distill.teacher_features import TeacherTargets
@@ -316,7 +316,7 @@ class Setting:
 
     rows: list[Row]
     places: Tensor
-    pairs: Pairs
+    caption: NDArray[np.int64]
     teachers: Teachers
     fits: Tensor
 
@@ -342,7 +342,6 @@ def setting(made: Material, scenario: Scenario, seed: int) -> Setting:
     encoded = pa.array([row["caption"] for row in rows], pa.large_string()).dictionary_encode()
     caption = encoded.indices.to_numpy().astype(np.int64)
     numbers = np.arange(len(rows))
-    pairs = Pairs(numbers, caption, numbers, encoded.dictionary, pa.table({"row": numbers}))
     heads = made.teachers[scenario.overlap]
     teachers = Teachers(
         slugs=tuple(heads),
@@ -357,7 +356,7 @@ def setting(made: Material, scenario: Scenario, seed: int) -> Setting:
     best = Standard.of(targets, captions).scores(targets).argmax(dim=1, keepdim=True)
     given = torch.stack([agreement(target) for target in targets], dim=1)
     fits = (given.gather(1, best) / known.gather(1, best))[:, 0]
-    return Setting(rows, chosen, pairs, teachers, fits)
+    return Setting(rows, chosen, caption, teachers, fits)
 
 
 class Student(nn.Module):
@@ -407,8 +406,7 @@ def run(made: Material, out: Path, scenario: Scenario, recipe: dict[str, Any], s
         keep = np.flatnonzero(scene.fits.numpy() >= FITS)
     config = run_config(recipe, seed)
     batch_size = min(BATCH, len(keep))
-    labels = np.stack([scene.pairs.caption, scene.pairs.image], axis=1)
-    pairs = replace(scene.pairs, rows=keep, caption=scene.pairs.caption[keep], image=keep)
+    labels = np.stack([scene.caption, np.arange(len(scene.rows))], axis=1)
     asked = scene.teachers if config.loss.teacher_terms else None
     seen, student = beginning(made, out, scenario, seed)
     image, text = seen.image[scene.places], torch.stack([seen.texts[row["caption"]] for row in scene.rows])
@@ -418,7 +416,7 @@ def run(made: Material, out: Path, scenario: Scenario, recipe: dict[str, Any], s
     others = [part for module in (student, objective) for part in module.parameters() if part.ndim < 2]
     groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
-    plan = BatchPlan(pairs, Schedule(len(keep), batch_size, -(-steps // (len(keep) // batch_size))), seed)
+    plan = BatchPlan(keep, Schedule(len(keep), batch_size, -(-steps // (len(keep) // batch_size))), seed)
     for step, epoch, start, rows in plan.steps(0):
         if step == steps:
             break

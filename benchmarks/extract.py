@@ -1,6 +1,6 @@
 """Extraction by nine ViT-B/32 (random weights) from JPEGs of 500 pixels, with captions that fill the context: compared
-with the bare forward passes of the same models, with one run per teacher, and with clip-retrieval; one worker
-against several; peak memory at 1x and 10x rows. Models are loaded before timing starts.
+with the bare forward passes of the same models, with one run per teacher, and with clip-retrieval; views of images with
+as many bare passes; one worker against several; peak memory at 1x and 10x rows. Models are loaded before timing starts.
 
 clip-retrieval wants older packages than ours, so it lives apart, in an environment that `make bench` builds; where
 that is missing its row is left out.
@@ -31,12 +31,14 @@ from safetensors.torch import save_file
 import mmkd.store.layout
 import mmkd.store.record
 import mmkd.store.writer
+from mmkd.base.images.views import Views
 from mmkd.base.process import keep_freed_memory
 from mmkd.benchmarks.result import Row, main
 from mmkd.benchmarks.where import peers_python
 from mmkd.extract.cluster import dask_client, default_workers, start_workers
 from mmkd.extract.cluster_config import ClusterConfig
 from mmkd.extract.corpora import open_corpus
+from mmkd.extract.derived import append_pictures
 from mmkd.extract.dispatch import TeachersPlugin, gather
 from mmkd.extract.plan import plan_tasks
 from mmkd.extract.report import ShardReport
@@ -52,6 +54,7 @@ WORDS = ("pneumothorax", "cardiomegaly", "adenocarcinoma", "immunohistochemistry
 
 ROUNDS = 3
 """Of bare passes and extractions in turn: on a machine that is shared, one of each differs by a tenth."""
+VIEWS = 4
 MEMORY_ROWS = (1_000, 10_000)
 MEMORY_PROBE = """
 import json, resource, sys
@@ -120,7 +123,7 @@ def shards_of(rows: int) -> None:
     mmkd.store.writer.rows_per_shard = lambda _: rows  # type: ignore[attr-defined, assignment]
 
 
-def bare_seconds(described: Described, rows: int) -> float:
+def bare_seconds(described: Described, rows: int, texts: bool = True) -> float:
     """Forward passes of every teacher on tensors that are ready, with all cores, in batches of 32."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     pixels = torch.randint(0, 256, (32, 3, 224, 224), dtype=torch.uint8)
@@ -133,18 +136,22 @@ def bare_seconds(described: Described, rows: int) -> float:
         started = time.perf_counter()
         for _ in range(0, rows, 32):
             teacher.encode_images(pixels)
-            teacher.encode_texts(tokens)
+            if texts:
+                teacher.encode_texts(tokens)
         total += time.perf_counter() - started
     return total
 
 
-def extraction_seconds(corpus: Path, root: Path, described: Described, workers: int) -> float:
-    """From the first task handed out to the last one reported."""
+def extraction_seconds(corpus: Path, root: Path, described: Described, workers: int, views: int = 0) -> float:
+    """From the first task handed out to the last one reported; of so many views of each image alone, if any."""
     made = make_store(open_corpus(str(corpus)), root)
+    if views:
+        made = append_pictures(made, Views(count=views, flip=True, brightness=0.2, contrast=0.2, saturation=0.2), print)
     for _, card in described:
         add_teacher(made, card)
     store = FeatureStore.open(root)
     tasks = plan_tasks(store.record, [card for _, card in described], store.ledger)
+    tasks = [task for task in tasks if task.shard in made.record.spans()[-1].shards]
     cluster = ClusterConfig(workers=workers)
     with dask_client(cluster) as client:
         client.wait_for_workers(workers)
@@ -244,6 +251,10 @@ def measure(full: bool) -> list[Row]:
         )
         alone = extraction_seconds(corpus, folder / "alone", described[:1], workers)
         single = extraction_seconds(corpus, folder / "single", described[:1], 1)
+        plain, views = in_turn(
+            lambda: bare_seconds(described[:1], VIEWS * rows, texts=False),
+            lambda number: extraction_seconds(corpus, folder / f"v{number}", described[:1], workers, VIEWS),
+        )
         peer = peer_seconds(corpus, folder / "peer", place / "open_clip_model.safetensors", rows)
     what = f"extraction of {rows:,} pairs, {number} teachers of {layers} layers, {workers} workers"
     ready = "bare forward passes on ready tensors"
@@ -253,6 +264,14 @@ def measure(full: bool) -> list[Row]:
         Row(what=what, against=ready, value=together, reference=bare, unit="s", goal="<= 1.05"),
         Row(what=what, against=each, value=together, reference=number * alone, unit="s"),
         *peer_rows(what, together, None if peer is None else number * peer, number),
+        Row(
+            what=f"extraction of {VIEWS} views of {rows:,} images, 1 teacher, {workers} workers",
+            against=f"{VIEWS * rows:,} bare forward passes",
+            value=views,
+            reference=plain,
+            unit="s",
+            goal="<= 1.05",
+        ),
         Row(what=one, against="one worker", value=alone, reference=single, unit="s"),
         *found,
     ]

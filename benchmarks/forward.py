@@ -1,6 +1,11 @@
 """The forward pass of CLIP's ViT-B/32 and ResNet-50 (random weights) on one core, 32 rows: memory format of the
 weights, `torch.compile` and half precision; and captions cut to their length against padded ones. The defaults of
 extraction follow from it.
+
+With captions in order of length cut to 16, 32, 48, 64 and 77 tokens, 0.77 of the columns of 2,048 captions of 8 to 40
+words hold tokens. What is left is the width of the steps: of 8 tokens it would be 0.86, of 4 tokens 0.91. That is not
+done: a matrix product of another shape may round differently, so the bytes of every store would change, and each length
+is a shape of its own for the kernels of a device, and for `torch.compile`.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ from mmkd.benchmarks.released_layout import FOLDER, WIDTHS, ReleasedRows, croppe
 from mmkd.benchmarks.result import Row, main
 from mmkd.benchmarks.scale import private_mb
 from mmkd.distill.batches import BatchPlan, Schedule, one_ahead
+from mmkd.distill.image_places import ImagePlaces
 from mmkd.distill.images import CorpusImages, image_batches
-from mmkd.distill.pairs import find_pairs
 from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.store import FeatureStore
 from mmkd.store.convert.importing import import_features
@@ -56,18 +56,19 @@ def our_epoch(store: Path, images: bool) -> Iterator[Any]:
     """Batches of ours, shuffled, with all teachers, images and features by what `mmkd distill` reads them with."""
     opened = FeatureStore.open(store)
     teachers = TeacherFeatures(opened, tuple(opened.teachers))
-    plan = plan_of(opened, teachers)
+    plan = plan_of(teachers)
     wanted = [(epoch, rows) for _, epoch, _, rows in plan.steps(0)]
     pixels: Iterator[Any] = repeat(None)
     if images:
-        pixels = image_batches(CorpusImages(opened, plan.pairs), cropped, wanted, seed=0, workers=WORKERS)
+        places = ImagePlaces.of(opened.sample_table(["row", "uri", "offset", "length"]))
+        pixels = image_batches(CorpusImages(opened, places), cropped, wanted, seed=0, workers=WORKERS)
     yield from one_ahead((next(pixels), teachers.gather(rows)) for _, rows in wanted)
 
 
-def plan_of(store: FeatureStore, teachers: TeacherFeatures) -> BatchPlan:
+def plan_of(teachers: TeacherFeatures) -> BatchPlan:
     """One epoch."""
-    pairs = find_pairs(store, "", teachers.any_available())
-    return BatchPlan(pairs, Schedule(len(pairs.rows), BATCH, 1), 0)
+    rows = np.flatnonzero(teachers.any_available())
+    return BatchPlan(rows, Schedule(len(rows), BATCH, 1), 0)
 
 
 def epoch_seconds(batches: Iterator[Any], step: float) -> tuple[float, float]:
@@ -169,7 +170,7 @@ def resumed_as_ours(plan: BatchPlan, killed: int) -> tuple[int, int]:
 def compare_resume(store: Path) -> Iterator[Row]:
     """Killed in the middle of an epoch."""
     opened = FeatureStore.open(store)
-    plan = plan_of(opened, TeacherFeatures(opened, tuple(opened.teachers)))
+    plan = plan_of(TeacherFeatures(opened, tuple(opened.teachers)))
     steps = plan.schedule.steps_per_epoch
     again, never = resumed_as_released(steps, steps // 2)
     twice, missed = resumed_as_ours(plan, steps // 2)

@@ -72,13 +72,16 @@ class Row(BaseModel):
 ROWS = TypeAdapter(list[Row])
 
 
-def main(measure: Callable[[bool], list[Row]]) -> None:
-    """Measure, print, and write the rows as JSON where `--out` asks for it."""
+def main(measure: Callable[..., list[Row]], **sizes: int) -> None:
+    """Measure, print, and write the rows as JSON where `--out` asks for it. `sizes`: further options, their defaults,
+    handed to `measure` by name."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--full", action="store_true", help="at the size of a real machine instead of two cores")
     parser.add_argument("--out", type=Path, help="write the rows here as JSON")
+    for name, default in sizes.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
     given = parser.parse_args()
-    rows = measure(given.full)
+    rows = measure(given.full, **{name: getattr(given, name) for name in sizes})
     for row in rows:
         print(row, flush=True)
     if given.out:

@@ -16,7 +16,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,11 +30,12 @@ from torch import Tensor
 from mmkd.benchmarks import distillation as base
 from mmkd.benchmarks.distillation import BATCH, Material, Scenario
 from mmkd.benchmarks.random_towers import SIZE
+from mmkd.demo.corpus import VAGUE_SHARE, WRONG_SHARE
 from mmkd.demo.specialists import WIDTH, load_towers, tower_features
 from mmkd.distill.batches import Batch, BatchPlan, Schedule
+from mmkd.distill.draws import draws
 from mmkd.distill.objective import make_objective
 from mmkd.distill.optimizer import lr_factor
-from mmkd.distill.policies import draws
 from mmkd.distill.teacher_features import TeacherTargets
 from mmkd.distill.world import World
 from mmkd.evaluate.heads.torch_training import reproducible
@@ -83,7 +84,7 @@ EXPERIMENTS: dict[str, tuple[Scenario, dict[str, Arm]]] = {
         },
     ),
     "vision-only teachers": (
-        Scenario(vague=base.VAGUE_SHARE, wrong=base.WRONG_SHARE, overlap=3),
+        Scenario(vague=VAGUE_SHARE, wrong=WRONG_SHARE, overlap=3),
         {
             "three CLIP teachers": Arm({}),
             "and three vision-only": Arm({}, vision_only=True),
@@ -256,8 +257,7 @@ def run(made: Material, out: Path, scenario: Scenario, arm: Arm, seed: int) -> d
         for big in (True, False)
     ]
     optimizer = torch.optim.AdamW(decays, lr=rate, betas=(0.9, 0.98), fused=True)
-    pairs = replace(base.setting(made, replace(scenario, share=1.0), seed).pairs, rows=rows)
-    plan = BatchPlan(pairs, Schedule(len(rows), BATCH, -(-steps // (len(rows) // BATCH))), seed)
+    plan = BatchPlan(rows, Schedule(len(rows), BATCH, -(-steps // (len(rows) // BATCH))), seed)
     for step, epoch, start, batch_rows in plan.steps(0):
         if step == steps:
             break
@@ -287,10 +287,10 @@ def run(made: Material, out: Path, scenario: Scenario, arm: Arm, seed: int) -> d
 
 def table(name: str, found: dict[str, dict[int, dict[str, float]]], seeds: list[int]) -> str:
     """Markdown of one experiment."""
-    reference = next(iter(found))
+    reference, done = next(iter(found)), [arm for arm, runs in found.items() if set(seeds) <= set(runs)]
     lines = [f"| {name} | balanced accuracy, % | AUROC, % | minus the first row | AUROC |", "|---|---:|---:|---:|---:|"]
     for arm, runs in found.items():
-        if not set(seeds) <= set(runs):
+        if arm not in done:
             lines.append(f"| {arm} | not run | | | |")
             continue
         scores = {key: [100 * runs[seed][key] for seed in seeds] for key in ("bacc", "auroc")}
@@ -298,7 +298,7 @@ def table(name: str, found: dict[str, dict[int, dict[str, float]]], seeds: list[
                  f"{statistics.mean(scores['auroc']):.1f}"]  # fmt: skip
         for key, values in scores.items():
             paired = [a - 100 * found[reference][s][key] for a, s in zip(values, seeds, strict=True)]
-            half = base.half_width(paired, len(found) - 1)
+            half = base.half_width(paired, max(1, len(done) - 1))
             cells.append("" if arm == reference else f"{statistics.mean(paired):+z.1f} ± {half:.1f}")
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

@@ -1,6 +1,7 @@
-"""A store of realistic size, 2.9 million rows x 9 teachers of 512 float16: seconds and memory of every operation. The
-files have their full length, correct checksums and real values, but all whole shards are hard links to one (150 MB
-on disk for 54 GB): the page cache holds them all, so these figures include no disk time. The text is synthetic.
+"""Stores of realistic size, 2.9 and 100 million rows x 9 teachers of 512 float16, folded: seconds and memory of every
+operation. The files have their full length, true checksums and real values, but all packs are hard links to two of one
+teacher (3 GB on disk for 54 GB and 1.8 TB): the page cache holds them all, so these figures include no disk time. The
+text is synthetic. `--large N` sets the rows of the second store; 0 leaves it out.
 
 Each step is a process of its own. Seconds do not count its imports; memory is the most private memory that it had over
 what it had after them (mapped pages, which the kernel may take back, are not in it).
@@ -10,6 +11,9 @@ from __future__ import annotations
 
 import io
 import multiprocessing
+import os
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -17,6 +21,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -25,17 +30,23 @@ import numpy as np
 import torch
 
 from mmkd.base.process import keep_freed_memory
-from mmkd.benchmarks.linked_store import make_linked_store
+from mmkd.benchmarks.linked_store import make_linked_store, sample_rows
 from mmkd.benchmarks.result import Row, main
 from mmkd.cli.main import cli
 from mmkd.distill.batches import BatchPlan, Schedule
-from mmkd.distill.pairs import find_pairs, load_tokens, save_tokens, tokenize_captions
+from mmkd.distill.captions import tokenize_captions
+from mmkd.distill.pairs import PairSource, open_pairs
 from mmkd.distill.student import student_tokenizer
 from mmkd.distill.teacher_features import TeacherFeatures
+from mmkd.distill.world import World
 from mmkd.store import FeatureStore
 from mmkd.store.inspect.info import store_info
+from mmkd.store.record import CorpusRecord, Store
+from mmkd.store.writer import append_rows, first_new_row
 
-ROWS, TEACHERS, DIM = 2_900_000, 9, 512
+ROWS, LARGE, TEACHERS, DIM = 2_900_000, 100_000_000, 9, 512
+REQUEST_SECONDS = 0.03
+MERGED, APPENDED = 65_536, 16_384
 BATCH, SEED = 4096, 0
 CONTEXT, TOKENISED = 77, 20_000
 VERIFIED_SHARDS = 10
@@ -116,7 +127,11 @@ def command(root: Path, *words: str) -> Told:
     """A command of the command line."""
     watch = Watch()
     with redirect_stdout(io.StringIO()):
-        cli([*words], standalone_mode=False)
+        try:
+            cli([*words], standalone_mode=False)
+        except SystemExit as ended:  # `store diff` says with its status whether anything differs
+            if ended.code:
+                raise
     return watch.told()
 
 
@@ -165,12 +180,10 @@ def clip_tokens(root: Path) -> Told:
 def plan_of(root: Path) -> BatchPlan:
     """What `mmkd distill` puts together before its first step, images and model apart."""
     store = FeatureStore.open(root)
-    teachers = TeacherFeatures(store, tuple(store.teachers))
-    pairs = find_pairs(store, "", teachers.any_available())
-    captions = load_tokens(root.parent / "run", pairs.captions, word_tokens)
-    save_tokens(root.parent / "run", pairs.captions, captions)
-    schedule = Schedule(len(pairs.rows), BATCH, 2)
-    return BatchPlan(pairs, schedule, SEED)
+    source = PairSource(store, "", tuple(store.teachers), None, word_tokens)
+    pairs = open_pairs(root.parent / "run", source, World(torch.device("cpu")))
+    TeacherFeatures(store, source.slugs, taught=pairs.bits)
+    return BatchPlan(pairs.rows, Schedule(len(pairs.rows), BATCH, 2), SEED)
 
 
 def begin(root: Path) -> Told:
@@ -178,7 +191,7 @@ def begin(root: Path) -> Told:
     watch = Watch()
     plan = plan_of(root)
     next(plan.steps(0))
-    return watch.told(f"{len(plan.pairs.rows):,} pairs; tokenize_captions by a tokenizer that costs nothing")
+    return watch.told(f"{len(plan.rows):,} pairs; tokenize_captions by a tokenizer that costs nothing")
 
 
 def epoch(root: Path) -> Told:
@@ -218,49 +231,133 @@ def gather(root: Path) -> Told:
     return seconds, memory, f"{size / seconds:.1f} GB/s"
 
 
-STEPS: dict[str, tuple[Callable[[Path], Told], str]] = {
-    "opened, first batch": (open_first_batch, "< 1"),
-    "all arrays mapped, `available()`": (every_row_of_every_teacher, ""),
-    "`store info`": (info, ""),
-    "`store verify`, every byte": (verify_all, ""),
-    f"`store verify -n {VERIFIED_SHARDS}`": (verify_sampled, ""),
-    "`store stats`": (stats, ""),
-    "`store show`": (show, ""),
-    "`store report`": (report, ""),
-    "`select --rule cosine_fifth`": (select, ""),
-    "CLIP's tokenizer": (clip_tokens, ""),
-    "training prepared, first start": (begin, ""),
-    "an epoch's order": (epoch, ""),
-    "training resumed in the middle of the second epoch": (resume, ""),
-    "100 batches of all teachers": (gather, ""),
+def diff(root: Path) -> Told:
+    """`mmkd store diff` of the store with itself: everything is read twice."""
+    return command(root, "store", "diff", str(root), str(root))
+
+
+def tag(root: Path) -> Told:
+    """`mmkd store tag`."""
+    return command(root, "store", "tag", str(root), "measured")
+
+
+def append(root: Path) -> Told:
+    """A corpus of one shard is appended, as pending rows."""
+    store = Store.open(root)
+    first = first_new_row(store.record)
+    index = sample_rows(range(first, first + APPENDED), APPENDED, True)
+    corpus = CorpusRecord(kind="benchmark", location="-", root="/", rows=APPENDED, digest="another")
+    watch = Watch()
+    append_rows(store, corpus, index)
+    return watch.told(f"{APPENDED:,} rows")
+
+
+def merge(root: Path) -> Told:
+    """`mmkd store merge` of two stores, whose features are copied."""
+    parts = [root.parent / name for name in ("one", "other")]
+    for part in parts:
+        make_linked_store(part, MERGED, TEACHERS, DIM, prefix=part.name)
+    seconds, memory, _ = command(root, "store", "merge", *map(str, parts), str(root.parent / "both"))
+    size = 2 * MERGED * TEACHERS * 2 * DIM * 2 / 1e9
+    return seconds, memory, f"2 x {MERGED:,} rows, {size:.1f} GB, really copied and packed: {size / seconds:.2f} GB/s"
+
+
+def remote_info(root: Path) -> Told:
+    """Open, and `mmkd store info`, behind an S3 server that lets each request wait."""
+    server = [sys.executable, "-P", str(Path(__file__).with_name("slow_s3.py")), str(root.parent), str(REQUEST_SECONDS)]
+    with subprocess.Popen(server, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            address = f"http://127.0.0.1:{process.stdout.readline().strip()}"
+            os.environ |= {"AWS_ENDPOINT_URL": address, "AWS_DEFAULT_REGION": "us-east-1"}
+            os.environ |= {"AWS_ACCESS_KEY_ID": "-", "AWS_SECRET_ACCESS_KEY": "-"}
+            watch = Watch()
+            store = FeatureStore.open(f"s3://bench/{root.name}")
+            opened = len(store.ledger), watch.told()[0]
+            store_info(store)
+            return watch.told(
+                f"{REQUEST_SECONDS * 1e3:.0f} ms a request; opened, {opened[0]:,} entries: {opened[1]:.2f} s"
+            )
+        finally:
+            process.terminate()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One process. `full`: only at the size of a real machine; `large`: also on the large store."""
+
+    act: Callable[[Path], Told]
+    goal: str = ""
+    full: bool = False
+    large: bool = True
+
+
+STEPS: dict[str, Step] = {
+    "opened, first batch": Step(open_first_batch, "< 1"),
+    "all arrays mapped, `available()`": Step(every_row_of_every_teacher),
+    "`store info`": Step(info, "< 2"),
+    "`store info` behind S3": Step(remote_info, "< 5"),
+    "`store verify`, every byte": Step(verify_all, full=True, large=False),
+    f"`store verify -n {VERIFIED_SHARDS}`": Step(verify_sampled),
+    "`store stats`": Step(stats),
+    "`store show`": Step(show, large=False),
+    "`store report`": Step(report, full=True, large=False),
+    "`select --rule cosine_fifth`": Step(select, large=False),
+    "CLIP's tokenizer": Step(clip_tokens, large=False),
+    "training prepared, first start": Step(begin, large=False),
+    "an epoch's order": Step(epoch, large=False),
+    "training resumed in the middle of the second epoch": Step(resume, large=False),
+    "100 batches of all teachers": Step(gather),
+    "`store tag`": Step(tag),
+    "`store diff`": Step(diff),
+    "`store merge`": Step(merge, large=False),
+    "`store append`": Step(append),  # last: the store is another one then
 }
 
 
 @contextmanager
-def linked_store(rows: int) -> Iterator[Path]:
+def linked_store(rows: int, workers: int = 1) -> Iterator[Path]:
     """The store, for as long as the block."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "store"
-        make_linked_store(root, rows, TEACHERS, DIM)
+        make_linked_store(root, rows, TEACHERS, DIM, workers)
         yield root
 
 
-def step_rows(root: Path, rows: int) -> Iterator[Row]:
-    """Two rows of the page for each step: each in a fresh process."""
+def step_rows(root: Path, rows: int, full: bool) -> Iterator[Row]:
+    """A row of the page for each step, each in a fresh process."""
     context = multiprocessing.get_context("spawn")
-    for name, (act, goal) in STEPS.items():
+    for name, step in STEPS.items():
+        if (step.full and not full) or (rows > ROWS and not step.large):
+            continue
         with ProcessPoolExecutor(1, mp_context=context) as pool:
-            seconds, memory, note = pool.submit(partial(act, root)).result()
-        yield Row(what=f"{name}, {rows:,} rows", value=seconds, unit="s", goal=goal, note=f"{memory:,.0f} MB; {note}")
+            seconds, memory, note = pool.submit(partial(step.act, root)).result()
+        told = f"{memory:,.0f} MB; {note}"
+        print(f"{name}, {rows:,} rows: {seconds:.3g} s, {told}", file=sys.stderr, flush=True)
+        yield Row(what=f"{name}, {rows:,} rows", value=seconds, unit="s", goal=step.goal, note=told)
 
 
-def measure(full: bool) -> list[Row]:
-    """Rows for the page; the size is the true one either way."""
-    with linked_store(ROWS) as root:
+def size_rows(rows: int, full: bool) -> Iterator[Row]:
+    """All that is measured of one size."""
+    started = time.perf_counter()
+    with linked_store(rows) as root:
         files = sum(path.is_file() for path in root.rglob("*"))
-        found = list(step_rows(root, ROWS))
-    return [Row(what=f"files of the store, {ROWS:,} rows x {TEACHERS} teachers", value=files), *found]
+        note = f"laid out in {time.perf_counter() - started:.0f} s"
+        goal = {ROWS: "< 700", LARGE: "< 20000"}.get(rows, "")
+        yield Row(what=f"files of the store, {rows:,} rows x {TEACHERS} teachers", value=files, goal=goal, note=note)
+        yield from step_rows(root, rows, full)
+
+
+def measure(full: bool, large: int = LARGE) -> list[Row]:
+    """Rows for the page; the size is the true one either way."""
+    with tempfile.TemporaryDirectory() as folder:
+        record = make_linked_store(Path(folder) / "store", ROWS, TEACHERS, 8, workers=512)
+        files = sum(path.is_file() for path in Path(folder).rglob("*"))
+    note = f"{record.rows_per_shard:,} rows in a shard"
+    what = f"files of the store, {ROWS:,} rows x {TEACHERS} teachers, extracted by 512 workers"
+    found = [Row(what=what, value=files, goal="< 700", note=note), *size_rows(ROWS, full)]
+    return [*found, *(size_rows(large, full) if large else ())]
 
 
 if __name__ == "__main__":
-    main(measure)
+    main(measure, large=LARGE)

@@ -17,6 +17,11 @@ SCHEDULER = "local, slurm, pbs, sge, a scheduler's address, or a YAML file that 
 @click.option("--teachers", default="all", help="all, or comma-separated names, NAME=local-dir:FOLDER or YAML cards.")
 @click.option("--scheduler", default="local", help=SCHEDULER)
 @click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one per GPU or core; one job]")
+@click.option(
+    "--rows-per-shard",
+    type=click.Choice([str(1 << power) for power in range(8, 15)]),
+    help="Of a new store.  [default: such that all workers are busy]",
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Extract only the first rows of the corpus.")
 @click.option(
     "--require",
@@ -76,6 +81,7 @@ def extract(corpus: str, store: StorePath, **options: Any) -> None:
         store=store,
         teachers=tuple(parse_teachers(options["teachers"])),
         cluster=load_cluster(options["scheduler"], options["workers"]),
+        rows_per_shard=options["rows_per_shard"] and int(options["rows_per_shard"]),
         limit=options["limit"],
         require=options["require"],
         recipes=tuple(recipes),

@@ -3,9 +3,9 @@ of this rank, L tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -14,14 +14,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mmkd.distill.fetch_ahead import FetchAhead
+from mmkd.distill.further_captions import TrainingCaptions
 from mmkd.distill.images import Pictures
-from mmkd.distill.pairs import Captions, Pairs
+from mmkd.distill.order import Windows, epoch_places
+from mmkd.distill.pairs import Pairs
 from mmkd.distill.teacher_features import TeacherFeatures, TeacherTargets
+from mmkd.distill.views import TrainingViews
 from mmkd.distill.world import World
 
 Item = TypeVar("Item")
 Piece = tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]
 """Images, tokens and columns of some rows: the arguments of the student's towers."""
+Choose = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Epoch, positions int64 (B,) and available teachers bool (B, T) to shares (B, T)."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +104,6 @@ class Schedule:
         return divmod(step, self.steps_per_epoch)
 
 
-def epoch_order(rows: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return the rows of one epoch, int64 (n,), in random order: a batch depends on no property of its rows. The
-    generator (Philox) is counter-based and keyed by seed and epoch, so no epoch needs those before it."""
-    key = np.array([seed, epoch], dtype=np.uint64)
-    return rows[np.random.Generator(np.random.Philox(key=key)).permutation(len(rows))]
-
-
 def share(batch: NDArray[np.int64], rank: int, ranks: int) -> NDArray[np.int64]:
     """Return one rank's part of a batch: consecutive rows, so that all parts in order of rank are the batch."""
     part = len(batch) // ranks
@@ -113,20 +112,26 @@ def share(batch: NDArray[np.int64], rank: int, ranks: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Assignment of rows to steps: a function of seed, epoch and position, equal in all ranks and workers."""
+    """Assignment of rows, int64 (n,), to steps: a function of seed, epoch and position, equal in all ranks and
+    workers."""
 
-    pairs: Pairs
+    rows: NDArray[np.int64]
     schedule: Schedule
     seed: int
+    windows: Windows | None = None
+    """The order; a random one of all rows when not given."""
 
     def steps(self, first: int) -> Iterator[tuple[int, int, int, NDArray[np.int64]]]:
         """Yield step, epoch, position in the epoch of the batch's first row, and rows int64 (batch_size,)."""
-        size, drawn = self.schedule.batch_size, -1
+        size = self.schedule.batch_size
         for step in range(first, self.schedule.total_steps):
             epoch, number = self.schedule.place(step)
-            if epoch != drawn:
-                order, drawn = epoch_order(self.pairs.rows, self.seed, epoch), epoch
-            yield step, epoch, number * size, order[number * size : (number + 1) * size]
+            positions = np.arange(number * size, (number + 1) * size)
+            if self.windows is not None:
+                places = self.windows.places(positions, epoch)
+            else:
+                places = epoch_places(positions, len(self.rows), self.seed, epoch)
+            yield step, epoch, number * size, self.rows[places]
 
 
 @dataclass(frozen=True)
@@ -134,44 +139,73 @@ class Batches:
     """All that a step needs, for one rank."""
 
     plan: BatchPlan
-    captions: Captions
+    pairs: Pairs
     pictures: Pictures
-    groups: NDArray[np.int64]
-    """Numbers of tokens and image of each pair, (n, 2)."""
     teachers: TeacherFeatures | None
     workers: int
     world: World
+    choose: Choose | None = None
+    """Which teachers' features are read; all when not given."""
+    ahead: FetchAhead | None = None
+    """Of a store behind a URL."""
+    views: TrainingViews | None = None
+    choices: TrainingCaptions | None = None
 
     def from_step(self, first: int) -> Generator[Batch, None, None]:
         """Yield this rank's batches from step `first` on, with workers one ahead. Raises UserError if an image is
         gone."""
-        world, pairs = self.world, self.plan.pairs
-        parts = ((epoch, share(rows, world.rank, world.size)) for _, epoch, _, rows in self.plan.steps(first))
-        wanted = ((epoch, rows[pairs.image[pairs.places(rows)] >= 0]) for epoch, rows in parts)
+        world, pairs = self.world, self.pairs
+        parts = ((epoch, share(rows, world.rank, world.size)) for _, epoch, _, rows in self._reached(first))
+        wanted = ((epoch, rows[pairs.groups[pairs.numbers(rows), 1] >= 0]) for epoch, rows in parts)
         # Here, not in the thread below: a process forked from an executor's thread joins that thread, itself, when it
         # ends, fails at it, and its exit status stops the run.
         made = self._assemble(first, self.pictures(wanted, self.plan.seed, self.workers))
         # Without workers, crops are drawn from this process' own generator: in a thread they would race with dropout.
         return one_ahead(made, world.device) if self.workers else made
 
+    def _reached(self, first: int) -> Iterator[tuple[int, int, int, NDArray[np.int64]]]:
+        """Yield the plan's steps, each when what it needs is on its way."""
+        for step in self.plan.steps(first):
+            if self.ahead is not None:
+                self.ahead(step[1], range(step[2], step[2] + len(step[3])))
+            yield step
+
     def _assemble(self, first: int, pixels: Iterator[torch.Tensor]) -> Generator[Batch, None, None]:
-        world, pairs = self.world, self.plan.pairs
+        with closing(self.ahead) if self.ahead is not None else nullcontext():
+            yield from self._batches(first, pixels)
+
+    def _batches(self, first: int, pixels: Iterator[torch.Tensor]) -> Iterator[Batch]:
+        world, pairs = self.world, self.pairs
         for images, (step, epoch, start, all_rows) in zip(pixels, self.plan.steps(first), strict=True):
             rows = share(all_rows, world.rank, world.size)
-            places = pairs.places(rows)
-            captions = pairs.caption[places]
-            has = torch.from_numpy(np.stack([pairs.image[places] >= 0, captions >= 0], axis=1))
-            captions = captions[captions >= 0]
-            targets = self.teachers.gather(rows) if self.teachers is not None else ()
+            numbers = pairs.numbers(rows)
+            groups = pairs.groups[numbers]
+            has = torch.from_numpy(groups[:, ::-1] >= 0)
+            captions = numbers[groups[:, 0] >= 0]
+            tokens, columns = pairs.captions.tokens(captions), pairs.captions.columns(captions)
+            images_of = None if self.views is None else self.views.view_rows(self.plan.seed, epoch, rows)
+            texts_of = None
+            if self.choices is not None:
+                texts_of, chosen = self.choices.choose(self.plan.seed, epoch, rows)
+                tokens, columns = self.choices.instead(chosen[groups[:, 0] >= 0], tokens, columns)
+                groups[chosen >= 0, 0] = self.choices.numbers[chosen[chosen >= 0]]
+            positions = torch.arange(start + world.rank * len(rows), start + (world.rank + 1) * len(rows))
+            targets: tuple[TeacherTargets, ...] = ()
+            if self.teachers is not None:
+                wanted = None
+                if self.choose is not None:
+                    there = torch.from_numpy(self.teachers.present(rows, images_of, texts_of)) & has[:, None]
+                    wanted = self.choose(epoch, positions, there.any(2)) > 0
+                targets = self.teachers.gather(rows, wanted, images=images_of, texts=texts_of)
             batch = Batch(
                 step=step,
                 epoch=epoch,
                 rows=rows,
-                positions=torch.arange(start + world.rank * len(rows), start + (world.rank + 1) * len(rows)),
+                positions=positions,
                 images=images,
-                tokens=self.captions.tokens(captions),
-                columns=self.captions.columns(captions),
-                groups=torch.from_numpy(self.groups[places]),
+                tokens=tokens,
+                columns=columns,
+                groups=torch.from_numpy(groups),
                 targets=targets if pairs.all_paired else tuple(target.masked(has) for target in targets),
                 has=None if pairs.all_paired else has,
             )

@@ -38,6 +38,10 @@ Condition = Annotated[StrictStr, BeforeValidator(_refuse_mapping)]
 """Condition on sample columns as after SQL's WHERE (`mmkd.base.conditions`): `split = 'train' and width >= 224`."""
 
 
+def _path_or_url(place: Path | str) -> Path | str:
+    return place if "://" in str(place) else Path(place)
+
+
 class TowerWeights(Frozen):
     """First weights of each tower by itself; empty for random ones."""
 
@@ -196,17 +200,33 @@ class HeadConfig(Frozen):
 
 
 class DataConfig(Frozen):
-    """Batch loading. Only `unpaired`, `decode` and `crop_scale` change what a run learns."""
+    """Batch loading. What changes what a run learns: `unpaired`, `views`, `captions`, `decode`, `order`, `window` and
+    `crop_scale`."""
 
     unpaired: bool = False
     """Train on rows with an image or a caption alone too: terms `feature` and `relational` learn from them."""
 
+    views: bool = False
+    """Train on the views that the store has (`mmkd extract --views`), one drawn for each image and epoch, and on the
+    teachers' features of that view; `crop_scale` is then not used, and the original files are read."""
+    captions: dict[str, NonNegativeFloat] = Field(default_factory=dict)
+    """Draw weight of each kind of caption, one drawn for each row and epoch: `own`, the row's own, a kind of
+    further captions that the store has, or `further` for those without a kind. Empty: each row's own."""
     images: Literal["auto", "inputs", "corpus"] = "auto"
     """`inputs`: the store's own JPEGs (`mmkd extract --keep-inputs`); `corpus`: the original files."""
     decode: Literal["workers", "device"] = "workers"
     """`device`: the store's JPEGs are decoded and cropped on the training device (nvJPEG on CUDA); needs `inputs`."""
     features: Literal["auto", "mapped", "resident"] = "auto"
     """`mapped`: gathered from the memory map one step ahead; `resident`: kept on the device, when they fit."""
+    order: Literal["shuffled", "windows"] = "shuffled"
+    """`windows`: shards in random order, `window` of them at a time, and the pairs of these shuffled: for stores behind
+    a URL, and for disks that are slow at random reads."""
+    window: PositiveInt = 16
+    """Shards of a window. More of them mix the pairs better."""
+    cache: Path | None = None
+    """Folder for what is fetched of a store behind a URL, best on a local disk; the run's `cache` when not given."""
+    cache_gb: PositiveFloat = 50.0
+    """Most that the files of `cache` may take, in GB; about four windows must fit."""
     crop_scale: tuple[float, float] = (0.9, 1.0)
     """Share of the picture that a training crop keeps, as in MMKD-CLIP's training."""
     workers: int | None = Field(default=None, ge=0, le=1024)
@@ -216,6 +236,13 @@ class DataConfig(Frozen):
     def faults(self) -> Iterator[str]:
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             yield f"crop_scale: is {list(self.crop_scale)}, expected two shares of the picture, 0 < low <= high <= 1"
+        if self.views and (self.images == "inputs" or self.decode == "device"):
+            kept = "images: inputs" if self.images == "inputs" else "decode: device"
+            yield f"views are cut from the original files, and `{kept}` reads reduced ones; leave it out"
+        if (self.views or self.captions) and self.order == "windows":
+            yield "views and further captions are rows of other shards, which `order: windows` does not read"
+        if self.captions and not any(self.captions.values()):
+            yield f"captions: every weight of {', '.join(self.captions)} is 0; give one of them more"
 
 
 class ComputeConfig(Frozen):
@@ -318,7 +345,8 @@ class RunConfig(Frozen):
 
     preset: tuple[str, ...] = ()
     """Presets that were laid under this file, for the record; see `mmkd.distill.presets`."""
-    store: Path
+    store: Annotated[Path | str, AfterValidator(_path_or_url)]
+    """Folder, or URL (`s3://`, `gs://`, `az://`, `http(s)://`), which needs `data: {order: windows}`."""
     out: Path
     """Run folder: checkpoints, TensorBoard events, the config itself."""
     student: StudentConfig
@@ -341,6 +369,11 @@ class RunConfig(Frozen):
     checkpoints: CheckpointConfig = CheckpointConfig()
     monitor: MonitorConfig = MonitorConfig()
     logging: LoggingConfig = LoggingConfig()
+
+    def faults(self) -> Iterator[str]:
+        """Yield what `data.order` cannot serve."""
+        if self.data.order == "windows" and "bank" in self.loss.teacher_terms:
+            yield "loss.bank reads rows of the whole store; it goes without `data: {order: windows}`"
 
 
 def load_run(path: Path) -> RunConfig:

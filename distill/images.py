@@ -21,10 +21,12 @@ from mmkd.base.errors import ConfigError, IncompleteStoreError, UserError, cause
 from mmkd.base.images.decoding import decode
 from mmkd.base.images.source import ImageError, ImageSource
 from mmkd.base.images.uri import image_source
+from mmkd.base.places.remote import RemotePath
 from mmkd.base.text import counted
 from mmkd.distill.config import DataConfig
-from mmkd.distill.pairs import Pairs
+from mmkd.distill.image_places import ImagePlaces
 from mmkd.distill.student import image_size, student_pixels
+from mmkd.distill.views import TrainingViews
 from mmkd.store import FeatureStore
 from mmkd.store.inputs import Inputs, inputs_file
 
@@ -41,15 +43,12 @@ Crop = tuple[int, int, int, int]
 class CorpusImages:
     """The original files, as the sample table names them."""
 
-    def __init__(self, store: FeatureStore, pairs: Pairs) -> None:
-        # Arrow columns, not Python lists: worker processes share their pages.
-        self.uri, self.offset, self.length = (pairs.table[name] for name in ("uri", "offset", "length"))
-        self.rows, self.root = pairs.rows, store.record.image_root
+    def __init__(self, store: FeatureStore, places: ImagePlaces) -> None:
+        self.places, self.root = places, store.record.image_root
+        self.forked = not isinstance(store.root, RemotePath)
 
     def _source(self, row: int) -> ImageSource:
-        index = int(np.searchsorted(self.rows, row))
-        uri, offset, length = (column[index].as_py() for column in (self.uri, self.offset, self.length))
-        return image_source(self.root(row), uri, offset, length)
+        return image_source(self.root(row), *self.places[row])
 
     def read(self, row: int) -> bytes:
         """Return the encoded bytes of a row's image, as they were extracted. Raises ImageError if they are gone."""
@@ -62,6 +61,8 @@ class CorpusImages:
 
 class StoredImages:
     """The JPEGs that the store keeps."""
+
+    forked = True
 
     def __init__(self, inputs: Inputs) -> None:
         self.inputs = inputs
@@ -81,17 +82,21 @@ class StoredImages:
 RowImages = CorpusImages | StoredImages
 
 
-def row_images(store: FeatureStore, pairs: Pairs, wanted: Literal["auto", "inputs", "corpus"], side: int) -> RowImages:
+def row_images(
+    store: FeatureStore, places: ImagePlaces, wanted: Literal["auto", "inputs", "corpus"], side: int
+) -> RowImages:
     """Find the images of these rows. `auto` takes the store's inputs when all rows have them in the student's size;
     `side` is the longer side of the student's image, in pixels. Raises IncompleteStoreError if `inputs` are wanted and
     shards have none; UserError if they are smaller than `side`."""
     if wanted == "corpus":
-        return CorpusImages(store, pairs)
+        return CorpusImages(store, places)
     inputs = Inputs(store)
-    lacking = inputs.lacking(pairs.rows[pairs.image >= 0])
+    lacking = inputs.lacking(places.rows)
+    if lacking:
+        lacking = inputs.lacking(places.rows[places.uri_starts[1:] > places.uri_starts[:-1]])
     large_enough = inputs.size is not None and inputs.size >= side
     if wanted == "auto" and (lacking or not large_enough):
-        return CorpusImages(store, pairs)
+        return CorpusImages(store, places)
     if lacking:
         raise IncompleteStoreError(
             f"{store.root}: no inputs in {counted(len(lacking), 'shard')}, the first is {lacking[0]}; "
@@ -106,11 +111,12 @@ def row_images(store: FeatureStore, pairs: Pairs, wanted: Literal["auto", "input
 
 
 def train_pictures(
-    store: FeatureStore, pairs: Pairs, data: DataConfig, student: nn.Module, device: torch.device
+    images: RowImages, data: DataConfig, student: nn.Module, device: torch.device, views: TrainingViews | None
 ) -> Pictures:
-    """Return the source of the pixels that these rows are trained with. Raises ConfigError for `data.decode: device`
-    without inputs in the store; IncompleteStoreError, UserError as `row_images`."""
-    images = row_images(store, pairs, data.images, max(image_size(student)))
+    """Return the source of the pixels that rows are trained with: crops, or views. Raises ConfigError for
+    `data.decode: device` without inputs in the store."""
+    if views is not None:
+        return partial(image_batches, images, student_pixels(student), views=views)
     if data.decode == "workers":
         return partial(image_batches, images, student_pixels(student, data.crop_scale))
     if not isinstance(images, StoredImages):
@@ -123,10 +129,10 @@ def train_pictures(
 
 
 class _Rows(Dataset[Any]):
-    """`make(row, bytes)` of each (epoch, row), with random numbers that are a function of (seed, epoch, row) alone.
-    Errors are returned, as a worker would wrap them in its traceback."""
+    """`make(epoch, row, bytes)` of each (epoch, row), with random numbers that are a function of (seed, epoch, row)
+    alone. Errors are returned, as a worker would wrap them in its traceback."""
 
-    def __init__(self, images: RowImages, make: Callable[[int, bytes], Any], seed: int) -> None:
+    def __init__(self, images: RowImages, make: Callable[[int, int, bytes], Any], seed: int) -> None:
         self.images, self.make, self.seed = images, make, seed
 
     def __getitem__(self, item: tuple[int, int]) -> Any:
@@ -137,7 +143,7 @@ class _Rows(Dataset[Any]):
             with torch.random.fork_rng(devices=[]):
                 # Not torch.manual_seed: it also queues a call for CUDA, with a traceback, for every image.
                 torch.default_generator.manual_seed(state)
-                return self.make(row, data)
+                return self.make(epoch, row, data)
         except (ImageError, OSError) as error:
             return UserError(
                 f"image of row {row}, {self.images.name(row)}: {error}; it was sound when extracted: bring it back, "
@@ -157,6 +163,8 @@ def _load(
         collate_fn=partial(_collate, collate),
         generator=torch.Generator(),  # it draws a seed, from a generator that nobody else counts on
         pin_memory=pin,
+        # A forked process lacks the threads by which this one has asked a server, and would wait for them forever.
+        multiprocessing_context=None if rows.images.forked or not workers else "spawn",
     )
     return map(_sound, iter(loader))
 
@@ -171,10 +179,13 @@ def _sound(batch: Any) -> Any:
     return batch
 
 
-def image_batches(images: RowImages, pixels: Pixels, wanted: Wanted, seed: int, workers: int) -> Iterator[torch.Tensor]:
-    """Yield uint8 (B, 3, H, W) for each (epoch, rows) of `wanted`, decoded in `workers` processes that start at this
-    call. Raises UserError if an image is gone or damaged; the message names row and file."""
-    rows = _Rows(images, partial(_decode, pixels), seed)
+def image_batches(
+    images: RowImages, pixels: Pixels, wanted: Wanted, seed: int, workers: int, *, views: TrainingViews | None = None
+) -> Iterator[torch.Tensor]:
+    """Yield uint8 (B, 3, H, W) for each (epoch, rows) of `wanted`, of the image or of its view, decoded in `workers`
+    processes that start at this call. Raises UserError if an image is gone or damaged; the message names row and
+    file."""
+    rows = _Rows(images, partial(_decode, pixels, views, seed), seed)
     return _load(rows, _stack, wanted, workers, pin=torch.cuda.is_available())
 
 
@@ -182,8 +193,9 @@ def _stack(images: list[torch.Tensor]) -> torch.Tensor:
     return torch.stack(images) if images else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
 
 
-def _decode(pixels: Pixels, row: int, data: bytes) -> torch.Tensor:
-    return pixels(decode(data))
+def _decode(pixels: Pixels, views: TrainingViews | None, seed: int, epoch: int, row: int, data: bytes) -> torch.Tensor:
+    picture = decode(data)
+    return pixels(picture if views is None else views.picture(picture, seed, epoch, row))
 
 
 def _device_batches(
@@ -194,7 +206,7 @@ def _device_batches(
     return map(partial(_decode_on, device, crop), files)
 
 
-def _draw_crop(crop: RandomResizedCrop, row: int, data: bytes) -> tuple[int, torch.Tensor, Crop]:
+def _draw_crop(crop: RandomResizedCrop, _epoch: int, row: int, data: bytes) -> tuple[int, torch.Tensor, Crop]:
     """Return the row, its JPEG as uint8 (bytes,), and the part of it that is kept."""
     header = Image.open(io.BytesIO(data), formats=("JPEG",))
     place = crop.get_params(header, list(crop.scale), list(crop.ratio))

@@ -11,16 +11,20 @@ import torch
 from numpy.typing import NDArray
 
 from mmkd.base.errors import ConfigError, UserError
+from mmkd.base.places.remote import RemotePath
+from mmkd.distill.captions import Captions, Tokenize, tokenize_captions
 from mmkd.distill.config import DataConfig, MonitorConfig, MonitorSet
-from mmkd.distill.images import RowImages, image_batches, row_images
+from mmkd.distill.image_places import ImagePlaces
+from mmkd.distill.images import RowImages, StoredImages, image_batches, row_images
 from mmkd.distill.losses import unit
 from mmkd.distill.optimizer import WeightAverage
-from mmkd.distill.pairs import Captions, Pairs, Tokenize, find_pairs, rows_where, tokenize_captions
+from mmkd.distill.pairs import Pairs, count_pending, is_pair, refuse_pending, rows_where
 from mmkd.distill.student import Towers, student_pixels
 from mmkd.distill.world import World
 from mmkd.store import FeatureStore
 
 _QUERIES_AT_ONCE = 1024
+_COLUMNS = ("row", "key", "uri", "offset", "length", "status")
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,10 @@ class HeldOutRows:
     metrics: tuple[str, ...]
     """Names of its scores."""
     store: FeatureStore
-    pairs: Pairs
+    places: ImagePlaces
+    caption: NDArray[np.int64]
+    """Number of each pair's caption in `captions`."""
+    captions: list[str]
     labels: list[str]
     """Class of each pair; empty for retrieval."""
     prompts: pa.Table | None
@@ -56,10 +63,16 @@ def read_held_out(rows: HeldOutRows, data: DataConfig, side: int, tokenizer: Tok
     """Find the images of a monitor set for a student of `side` pixels, and tokenize its captions and prompts."""
     named: list[str] = rows.prompts["class"].to_pylist() if rows.prompts is not None else []
     place = {name: number for number, name in enumerate(sorted(set(named)))}
+    images = row_images(rows.store, rows.places, data.images, side)
+    if isinstance(images, StoredImages) and isinstance(rows.store.root, RemotePath):
+        raise ConfigError(
+            f"monitor set {rows.metrics[0].partition('/')[0]!r}: its images lie all over {rows.store.root}; name a "
+            "`store` on this machine that has its rows (`mmkd store subset`)"
+        )
     return HeldOut(
         rows=rows,
-        images=row_images(rows.store, rows.pairs, data.images, side),
-        captions=tokenize_captions(rows.pairs.captions, tokenizer),
+        images=images,
+        captions=tokenize_captions(rows.captions, tokenizer),
         labels=torch.tensor([place[label] for label in rows.labels], dtype=torch.long),
         prompts=tokenize_captions(rows.prompts["caption"].to_pylist(), tokenizer) if rows.prompts is not None else None,
         prompt_labels=torch.tensor([place[name] for name in named], dtype=torch.long),
@@ -71,21 +84,21 @@ def find_held_out(entry: MonitorSet, run_store: FeatureStore, training: Pairs) -
     if one of them is also among the `training` rows of `run_store`; UserError if fewer than two match, or classes,
     prompts and limit do not fit; IncompleteStoreError if rows that match have not been extracted yet."""
     store = run_store if entry.store is None else FeatureStore.open(entry.store)
-    pairs = find_pairs(store, entry.where)
-    where = f"monitor set {entry.name!r}"
-    if len(pairs.rows) < 2:
-        raise UserError(f"{where}: {len(pairs.rows)} rows of {store.root} match {entry.where}; change its `where`")
     columns = list(dict.fromkeys(["caption", "image_sha256", *([entry.label] if entry.label else [])]))
-    table = store.sample_table(columns=list(dict.fromkeys([*columns, "key"]))).take(pa.array(pairs.rows))
+    table = rows_where(store, entry.where, list(dict.fromkeys([*columns, *_COLUMNS])))
+    refuse_pending(store, count_pending(table), len(table))
+    table, where = table.filter(is_pair(table)), f"monitor set {entry.name!r}"
+    if len(table) < 2:
+        raise UserError(f"{where}: {len(table)} rows of {store.root} match {entry.where}; change its `where`")
     classes = table[entry.label].cast(pa.string()).to_pylist() if entry.label else [None] * len(table)
     if entry.label and (blank := classes.count(None)):
         raise UserError(f"{where}: {blank} of its rows have no {entry.label}; leave them out with `where`")
     if entry.limit < len(set(classes)):
         raise UserError(f"{where}: limit {entry.limit} is less than its {len(set(classes))} classes; raise it")
     drawn = draw_evenly(classes, entry.limit)
-    pairs, table = _take_pairs(pairs, drawn), table.take(pa.array(drawn))
+    table = table.take(pa.array(drawn))
     labels = [classes[place] for place in drawn] if entry.label else []
-    if both := _rows_in_both(pairs, table, run_store, training):
+    if both := _rows_in_both(table, run_store, training):
         raise ConfigError(
             f"{where}: row {both[0]} and {len(both) - 1} more are trained on too (with the caption, and the image or "
             "key, of a training row); keep them apart with `where`"
@@ -103,7 +116,9 @@ def find_held_out(entry: MonitorSet, run_store: FeatureStore, training: Pairs) -
     shown = table.select(columns).to_pydict()
     content = json.dumps([shown, prompts.to_pydict() if prompts is not None else None], default=str)
     digest = hashlib.sha256(content.encode()).hexdigest()[:16]
-    return HeldOutRows(entry.metrics, store, pairs, labels, prompts, digest)
+    encoded = table["caption"].combine_chunks().dictionary_encode()
+    numbers, captions = encoded.indices.to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
+    return HeldOutRows(entry.metrics, store, ImagePlaces.of(table), numbers, captions, labels, prompts, digest)
 
 
 def draw_evenly(classes: list[str | None], limit: int) -> NDArray[np.int64]:
@@ -117,28 +132,24 @@ def draw_evenly(classes: list[str | None], limit: int) -> NDArray[np.int64]:
     return np.sort(order[np.argsort(turn[order], kind="stable")][:limit])
 
 
-def _take_pairs(pairs: Pairs, places: NDArray[np.int64]) -> Pairs:
-    encoded = pa.array(pairs.caption[places]).dictionary_encode()
-    captions = pairs.captions.take(encoded.dictionary)
-    table, numbers = pairs.table.take(pa.array(places)), encoded.indices.to_numpy().astype(np.int64)
-    return Pairs(pairs.rows[places], numbers, pairs.image[places], captions, table)
-
-
-def _rows_in_both(held: Pairs, table: pa.Table, run_store: FeatureStore, training: Pairs) -> list[int]:
+def _rows_in_both(table: pa.Table, run_store: FeatureStore, training: Pairs) -> list[int]:
     """List the held-out rows that have the caption, and the image bytes or the key, of a row that is trained on: images
     that were encoded again, and imported features, keep their keys. Of an image that is trained on alone, any
     caption."""
-    lone = training.rows[training.caption < 0]
     both = np.zeros(len(table), dtype=bool)
     for name in ("image_sha256", "key"):
         alike = pads.field(name).isin(table[name].combine_chunks().drop_null().unique())
         found = run_store.sample_table(columns=["row", "caption", name], filter=alike)
-        found = found.filter(pa.array(np.isin(found["row"].to_numpy(), training.rows)))
+        rows = found["row"].to_numpy()
+        place = np.minimum(training.numbers(rows), len(training.rows) - 1)
+        trained = training.rows[place] == rows
+        found = found.filter(pa.array(trained))
         known = set(zip(found[name].to_pylist(), found["caption"].to_pylist(), strict=True))
-        alone = set(found[name].filter(pa.array(np.isin(found["row"].to_numpy(), lone))).to_pylist())
-        rows = zip(table[name].to_pylist(), table["caption"].to_pylist(), strict=True)
-        both |= [pair in known or pair[0] in alone for pair in rows]
-    return held.rows[both].tolist()
+        alone = set(found[name].filter(pa.array(training.groups[place[trained], 0] < 0)).to_pylist())
+        pairs = zip(table[name].to_pylist(), table["caption"].to_pylist(), strict=True)
+        both |= [pair in known or pair[0] in alone for pair in pairs]
+    rows_in_both: list[int] = table["row"].to_numpy()[both].tolist()
+    return rows_in_both
 
 
 @dataclass(kw_only=True)
@@ -185,7 +196,7 @@ class Monitor:
     def _judge(self, held: HeldOut) -> dict[str, float]:
         images = self._encode_images(held)
         if held.prompts is None:
-            groups = torch.from_numpy(held.rows.pairs.caption)
+            groups = torch.from_numpy(held.rows.caption)
             texts = self._encode_texts(held.captions)[groups]
             ranks = torch.cat([positive_ranks(images, texts, groups), positive_ranks(texts, images, groups)])
             return {name: (ranks < k).float().mean().item() for name, k in zip(held.rows.metrics, (1, 5), strict=True)}
@@ -199,7 +210,7 @@ class Monitor:
 
     def _encode_images(self, held: HeldOut) -> torch.Tensor:
         """Return float32 (n, D) of unit norm, on the CPU; every rank encodes its share."""
-        rows = held.rows.pairs.rows
+        rows = held.rows.places.rows
         padded = np.resize(rows, -(-len(rows) // self.world.size) * self.world.size)
         mine = padded.reshape(self.world.size, -1)[self.world.rank]
         parts = np.split(mine, range(self.batch_rows, len(mine), self.batch_rows))
@@ -209,7 +220,7 @@ class Monitor:
         return self.world.gather(torch.cat(found)).cpu()[: len(rows)]
 
     def _encode_texts(self, captions: Captions) -> torch.Tensor:
-        numbers = np.arange(len(captions.lengths))
+        numbers = np.arange(len(captions))
         parts = np.split(numbers, range(self.batch_rows, len(numbers), self.batch_rows))
         tokens = (captions.tokens(part) for part in parts)
         return torch.cat([unit(self.towers.encode_tokens(part.to(self.world.device))).cpu() for part in tokens])

@@ -217,8 +217,10 @@ def make_objective(
     """Build the objective of a run with these grid rows, int64 (n,), and `Batch.groups` of all of them, (n, 2);
     teachers are None when no term asks them. Heads and bank are on `device`. Raises ConfigError, UserError if widths,
     teachers' names, rows without a pair or the alignment do not fit the store."""
-    loss, paired = config.loss, (groups >= 0).all(axis=1)
-    _check_unpaired(config, int((~paired).sum()))
+    loss = config.loss
+    if config.data.unpaired:
+        paired = (groups >= 0).all(axis=1)
+        _check_unpaired(config, int((~paired).sum()))
     if teachers is None:
         return Objective(loss, None)
     if config.policy.keys == "known" and "relational" not in loss.teacher_terms:
@@ -237,9 +239,8 @@ def make_objective(
     bank = None
     if "bank" in loss.teacher_terms:
         same = groups if loss.equal_captions else rows
-        bank = Bank(
-            rows[paired], same[paired], teachers.gather, prepare, config=loss.bank_rows, seed=config.seed, device=device
-        )
+        kept, same = (rows[paired], same[paired]) if config.data.unpaired else (rows, same)
+        bank = Bank(kept, same, teachers.gather, prepare, config=loss.bank_rows, seed=config.seed, device=device)
     scales = [card.logit_scale or _USUAL_SCALE for card in teachers.cards.values()]
     policy = make_policy(config.policy, config.seed, teachers, rows, groups, device)
     return Objective(loss, TeacherSide(heads, prepare, policy, scales, bank, teachers.towers)).to(device)

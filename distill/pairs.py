@@ -1,16 +1,18 @@
-"""Selected rows of a store with image sources and captions, and these as tokens: each distinct caption tokenized once,
-kept without padding, padded when a batch needs it. As millions take minutes to tokenize and seconds to read,
-`OUT/tokens.npz` keeps them with a digest of the captions. It is no part of a run's state: a file that is missing,
-damaged, of other captions or of another tokenizer is written again."""
+"""The pairs of a run: rows of a store with a sound image and caption, captions as tokens, and where the images lie.
+They take minutes to make and stay the same, so that `OUT/tokens/DIGEST` keeps them, mapped by every rank: the digest is
+of what they follow from. They are no part of a run's state; damaged ones, or those of another tokenizer, are written
+again."""
 
 import hashlib
-import io
+import json
 import logging
-import zipfile
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from functools import partial as part_of
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,54 +21,51 @@ import torch
 from numpy.typing import NDArray
 
 from mmkd.base.conditions import parse_condition
-from mmkd.base.errors import IncompleteStoreError, UserError
-from mmkd.base.files import write_atomically
+from mmkd.base.errors import IncompleteStoreError
+from mmkd.base.places.remote import in_parallel
+from mmkd.distill.captions import Captions, Tokenize, evenly, numbers_of, tokenize_captions
+from mmkd.distill.image_places import ImagePlaces
+from mmkd.distill.mapped import ArrayWriter, is_intact, map_arrays
+from mmkd.distill.teacher_features import taught_bits, unpack_taught
+from mmkd.distill.world import World
 from mmkd.store import FeatureStore
+from mmkd.store.encoding import VALID
+from mmkd.store.layout import TOWERS
+from mmkd.store.samples import sample_schema, shard_table
 
-Tokenize = Callable[[list[str]], torch.Tensor]
-"""Captions to int64 (n, L)."""
-
-FILE = "tokens.npz"
-WORTH_KEEPING = 100_000
-"""Fewer captions are tokenized in seconds."""
+FOLDER = "tokens"
 PROBED = 256
 """Captions, spread evenly, that are tokenized again to see that the tokenizer is the same."""
-_HASHED_TOGETHER, _TOKENIZED_TOGETHER = 65_536, 4096
-# Matrix products like multiples of eight, and a handful of shapes is all that torch.compile has to see.
-_LENGTH_STEP = 8
-
-_COLUMNS = ["row", "caption", "uri", "offset", "length", "status", "image_sha256"]
-_UNPAIRED_COLUMNS = ["reason", "width", "image_rows"]
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Rows with a sound image and a sound caption, or with one of them alone. rows: int64 (n,) grid rows, ascending.
-    caption: int64 (n,), number of each row's caption: equal captions have equal numbers. image: int64 (n,), number of
-    each row's image, equal for equal bytes. Both are -1 where there is none. captions: the distinct captions by number.
-    table: the sample rows, in the order of `rows`."""
+    """The n rows of a run, in order: pairs, and rows with an image or a caption alone. captions: by row; empty where
+    there is none. groups: int64 (n, 2), numbers of tokens and image, equal where these are, -1 where there is none.
+    bits: `taught_bits` by grid row; None without teachers. counts: pairs, lone images and lone texts, the latter two
+    only where there are any. taught: rows that each teacher teaches. cut: captions that fill the context."""
 
-    rows: NDArray[np.int64]
-    caption: NDArray[np.int64]
-    image: NDArray[np.int64]
-    captions: pa.LargeStringArray
-    table: pa.Table
-
-    def places(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the index in `rows` of each of these grid rows."""
-        return np.searchsorted(self.rows, rows)
+    places: ImagePlaces
+    captions: Captions
+    groups: NDArray[np.int64]
+    bits: NDArray[np.uint8] | None
+    counts: dict[str, int]
+    taught: dict[str, int]
+    cut: int
 
     @property
-    def counts(self) -> dict[str, int]:
-        """Count pairs, images alone and texts alone, the latter two only where there are any."""
-        images, texts = int((self.caption < 0).sum()), int((self.image < 0).sum())
-        counts = {"pair": len(self.rows) - images - texts, "lone image": images, "lone text": texts}
-        return {name: count for name, count in counts.items() if count or name == "pair"}
+    def rows(self) -> NDArray[np.int64]:
+        """int64 (n,), grid rows, ascending."""
+        return self.places.rows
 
-    @cached_property
+    @property
     def all_paired(self) -> bool:
         """True if no row has an image or a caption alone."""
         return len(self.counts) == 1
+
+    def numbers(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the number of the pair of each of these grid rows."""
+        return np.searchsorted(self.rows, rows)
 
 
 def rows_where(store: FeatureStore, where: str, columns: list[str]) -> pa.Table:
@@ -76,44 +75,22 @@ def rows_where(store: FeatureStore, where: str, columns: list[str]) -> pa.Table:
     return store.sample_table(columns=columns, filter=condition)
 
 
-def find_pairs(
-    store: FeatureStore, where: str, wanted: NDArray[np.bool_] | None = None, *, unpaired: bool = False
-) -> Pairs:
-    """Return the sound pairs among the rows that match `where` (see `rows_where`) and are `wanted`, bool (N,), None for
-    all; with `unpaired` also rows with a sound image or a sound caption alone, but for views and further captions.
-    Raises IncompleteStoreError if rows that match have not been extracted yet."""
-    table = rows_where(store, where, [*_COLUMNS, *(_UNPAIRED_COLUMNS if unpaired else [])])
-    pending = int(pc.sum(pc.equal(table["status"], "pending")).as_py() or 0)
+def is_pair(table: pa.Table) -> pa.ChunkedArray:
+    """Return which sample rows have a sound image and a sound caption."""
+    return pc.and_(pc.equal(table["status"], "ok"), pc.and_(table["uri"].is_valid(), table["caption"].is_valid()))
+
+
+def refuse_pending(store: FeatureStore, pending: int, matching: int) -> None:
+    """Raise IncompleteStoreError if some of the rows that match are pending."""
     if pending:
         raise IncompleteStoreError(
-            f"{store.root}: {pending} of {len(table)} matching rows are not extracted yet; finish `mmkd extract` first"
+            f"{store.root}: {pending} of {matching} matching rows are not extracted yet; finish `mmkd extract` first"
         )
-    image, text = table["uri"].is_valid(), table["caption"].is_valid()
-    usable = pc.and_(pc.equal(table["status"], "ok"), pc.and_(image, text))
-    if unpaired:
-        image, text = _sound_parts(table)
-        usable = pc.or_(image, text)
-    if wanted is not None:
-        usable = pc.and_(usable, pa.array(wanted[table["row"].to_numpy()]))
-    table, image = table.filter(usable), image.filter(usable)
-    if unpaired:
-        table = table.set_column(1, "caption", pc.if_else(text.filter(usable), table["caption"], None))
-    # An Arrow string column ends at 2 GB in one piece: four million captions of usual length.
-    encoded = table["caption"].cast(pa.large_string()).combine_chunks().dictionary_encode()
-    hashes = table["image_sha256"].combine_chunks().dictionary_encode()
-    number = hashes.indices.fill_null(-1).to_numpy().astype(np.int64)
-    number = np.where(number < 0, len(number) + np.arange(len(number)), number)  # a row without a hash is alone
-    pairs = Pairs(
-        table["row"].to_numpy(),
-        encoded.indices.fill_null(-1).to_numpy().astype(np.int64),
-        np.where(image.to_numpy(), number, -1),
-        encoded.dictionary,
-        table.select(["uri", "offset", "length"]).combine_chunks(),
-    )
-    # Arrow's pool keeps what reading and filtering took: 1.4 of 2.0 GB of 2.9 million pairs, as long as the run lasts.
-    del table, encoded, hashes, usable, image, text
-    pa.default_memory_pool().release_unused()
-    return pairs
+
+
+def count_pending(table: pa.Table) -> int:
+    """Count rows that have not been extracted."""
+    return int(pc.sum(pc.equal(table["status"], "pending")).as_py() or 0)
 
 
 def _sound_parts(table: pa.Table) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
@@ -122,121 +99,163 @@ def _sound_parts(table: pa.Table) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
     wrong = pc.match_substring_regex(table["reason"], "(^|; )caption: ").fill_null(False)
     image = pc.or_(ok, pc.and_(partial, table["width"].is_valid()))
     text = pc.or_(ok, pc.and_(partial, pc.invert(wrong)))
-    return pc.and_(image, table["uri"].is_valid()), pc.and_(text, table["caption"].is_valid())
-
-
-def training_pairs(
-    store: FeatureStore, where: str, wanted: NDArray[np.bool_] | None, batch_size: int, *, unpaired: bool = False
-) -> Pairs:
-    """Return the pairs to train on. Raises UserError if they are fewer than a batch; otherwise as `find_pairs`."""
-    pairs = find_pairs(store, where, wanted, unpaired=unpaired)
-    if len(pairs.rows) < batch_size:
-        having = "" if wanted is None else " and have a teacher"
-        raise UserError(
-            f"{store.root}: {len(pairs.rows)} rows match {where or 'everything'}{having}, "
-            f"fewer than one batch of {batch_size}; lower batch_size or change `where`"
-        )
-    return pairs
+    return pc.and_(image, table["uri"].is_valid()), pc.and_(text, pc.not_equal(table["caption"].fill_null(""), ""))
 
 
 @dataclass(frozen=True)
-class Captions:
-    """Distinct captions as tokens. values: int32 (sum of lengths,), one caption after another. starts: int64 (u + 1,),
-    where each begins. pad: the token that fills a row. context: L, the longest that the student reads."""
+class PairSource:
+    """What the pairs of a run follow from. slugs: teachers of which a pair needs one; empty when none is asked. text:
+    what is known of the tokenizer; that it gives the same tokens is looked at too."""
 
-    values: NDArray[np.int32]
-    starts: NDArray[np.int64]
-    pad: int
-    context: int
+    store: FeatureStore
+    where: str
+    slugs: tuple[str, ...]
+    selection: str | None
+    tokenizer: Tokenize
+    text: str = ""
+    selection_digest: str = ""
+    unpaired: bool = False
 
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """int64 (u,), tokens of each caption that are not padding."""
-        return np.diff(self.starts)
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 in hex, 16 digits, over rows, condition, teachers and what the ledger says of samples and `valid`."""
+        ledger = sorted(self.store.ledger.items())
+        content = {
+            "grid": [self.store.record.rows, *self.store.record.grid],
+            "where": self.where,
+            "unpaired": self.unpaired,
+            "teachers": {slug: self.store.card(slug).digest for slug in self.slugs},
+            "selection": self.selection_digest,
+            "text": self.text,
+            "samples": {shard: entry.samples_sha256 for (shard, _), entry in ledger},
+            "valid": [(*place, entry.valid_crc32c) for place, entry in ledger if place[1] in self.slugs],
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
-    @property
-    def distinct(self) -> NDArray[np.int64]:
-        """int64 (u,), a number for each caption, equal for captions of equal tokens (also where both were cut)."""
-        buffers = [None, pa.py_buffer(self.starts * 4), pa.py_buffer(np.ascontiguousarray(self.values))]
-        tokens = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(self.starts) - 1, buffers)
-        return tokens.dictionary_encode().indices.to_numpy().astype(np.int64)
-
-    def columns(self, captions: NDArray[np.int64]) -> tuple[int, ...]:
-        """Count the columns that each of these captions needs: a multiple of eight, or the context."""
-        needed = -(-self.lengths[captions] // _LENGTH_STEP) * _LENGTH_STEP
-        return tuple(np.minimum(needed, self.context).tolist())
-
-    def spread(self, count: int) -> NDArray[np.int64]:
-        """Return numbers of at most `count` captions of all lengths that need less than the context, shortest first."""
-        order = self.lengths.argsort(kind="stable")
-        short = order[-(-self.lengths[order] // _LENGTH_STEP) * _LENGTH_STEP < self.context]
-        return short[np.unique(np.linspace(0, len(short) - 1, count).astype(np.int64))] if len(short) else short
-
-    def tokens(self, captions: NDArray[np.int64]) -> torch.Tensor:
-        """Return int64 (B, L): the captions of these numbers, padded to the context."""
-        rows = np.full((len(captions), self.context), self.pad, dtype=np.int64)
-        for row, caption in zip(rows, captions.tolist(), strict=True):
-            tokens = self.values[self.starts[caption] : self.starts[caption + 1]]
-            row[: len(tokens)] = tokens
-        return torch.from_numpy(rows)
-
-
-def tokenize_captions(captions: Sequence[str] | pa.Array, tokenizer: Tokenize) -> Captions:
-    """Tokenize distinct captions, a few thousand at a time; strings, or an Arrow array of them."""
-    empty = tokenizer([""])[0]
-    pad, context = int(empty[-1]), len(empty)
-    values, lengths = [np.empty(0, dtype=np.int32)], [np.zeros(1, dtype=np.int64)]
-    for first in range(0, len(captions), _TOKENIZED_TOGETHER):
-        part = captions[first : first + _TOKENIZED_TOGETHER]
-        tokens = tokenizer(part.to_pylist() if isinstance(part, pa.Array) else list(part)).numpy()
-        # Up to the last token that is not padding: a tokenizer may use its padding token inside.
-        used = context - (tokens[:, ::-1] != pad).argmax(axis=1)
-        used[(tokens == pad).all(axis=1)] = 1
-        values.append(tokens[np.arange(context) < used[:, None]].astype(np.int32))
-        lengths.append(used.astype(np.int64))
-    return Captions(np.concatenate(values), np.concatenate(lengths).cumsum(), pad, context)
-
-
-def load_tokens(out: Path, captions: pa.Array, tokenizer: Tokenize) -> Captions:
-    """Return distinct captions, an Arrow array of strings, as tokens: those saved in `out` if they are still right."""
-    if len(captions) >= WORTH_KEEPING:
-        if (found := _read(out / FILE, _digest(captions))) is not None:
-            probed = np.unique(np.linspace(0, len(captions) - 1, PROBED).astype(np.int64))
-            now = tokenize_captions(captions.take(pa.array(probed)), tokenizer)
-            alike = (now.pad, now.context) == (found.pad, found.context)
-            if alike and torch.equal(found.tokens(probed), now.tokens(np.arange(len(probed)))):
-                return found
-        logging.getLogger(__name__).info("tokenizing %d captions; resuming this run will read them", len(captions))
-    return tokenize_captions(captions, tokenizer)
+    def blocks(self) -> Iterator[tuple[pa.Table, dict[str, NDArray[Any]]]]:
+        """Yield the rows of each shard that are trained on, without caption, or uri and hash, where these are not
+        sound, and `taught_bits` of all its rows under `bits`, where teachers are asked. Raises ConfigError for a bad
+        condition; IncompleteStoreError, at the end, if rows are pending."""
+        store, pending, matching = self.store, 0, 0
+        condition = parse_condition(self.where, sample_schema(store.record.labels)) if self.where else None
+        arrays = {slug: store.array(slug, VALID) for slug in self.slugs}
+        chosen = store.available(self.selection) if self.selection and self.slugs else None
+        cards, order = [store.card(slug) for slug in self.slugs], list(store.teachers)
+        size = store.record.rows_per_shard
+        for shard, whole in enumerate(in_parallel(part_of(shard_table, store), range(store.shards), store.root)):
+            table = whole.filter(condition) if condition is not None else whole
+            pending, matching = pending + count_pending(table), matching + len(table)
+            image, text = _sound_parts(table) if self.unpaired else (is_pair(table),) * 2
+            usable, bits = pc.or_(image, text), {}
+            if cards:
+                first, last = shard * size, min((shard + 1) * size, len(store))
+                valid = np.stack([arrays[slug].body(shard) for slug in self.slugs], axis=1)[: last - first]
+                if chosen is None:
+                    kept = valid == [card.all_sound for card in cards]
+                else:
+                    kept = chosen[first:last, [order.index(slug) for slug in self.slugs]]
+                # Of a view or further caption there is one tower by design.
+                single = store.record.span_of(first).corpus.towers != TOWERS
+                bits = {"bits": taught_bits(valid, cards, kept, unpaired=self.unpaired or single)}
+                have = np.asarray(bits["bits"].any(axis=1))[table["row"].to_numpy() - first]
+                usable = pc.and_(usable, pa.array(have))
+            for names, sound in ((("caption",), text), (("uri", "image_sha256"), image)):
+                for at in map(table.schema.get_field_index, names):
+                    part = pc.if_else(sound, table[at], None)
+                    table = table.set_column(at, table.schema.field(at), part)
+            yield table.filter(usable) if not pending else table.slice(0, 0), bits
+        refuse_pending(store, pending, matching)
 
 
-def save_tokens(out: Path, captions: pa.Array, made: Captions) -> None:
-    """Save the tokens of a new run if they take long to make. Raises StoreError if the disk is full or read-only."""
-    path, digest = out / FILE, _digest(captions)
-    if len(captions) >= WORTH_KEEPING and _read(path, digest) is None:
-        buffer = io.BytesIO()
-        numbers = np.array([made.pad, made.context])
-        np.savez(buffer, values=made.values, starts=made.starts, numbers=numbers, digest=np.array(digest))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, buffer.getbuffer())
+def open_pairs(out: Path, source: PairSource, world: World, scratch: Path | None = None) -> Pairs:
+    """Map the pairs of a run from its folder `out`, written by the first rank when they are not there or damaged; with
+    `scratch` each rank writes its own there and `out` stays as it is. Raises as `PairSource.blocks`; StoreError if the
+    disk is full or read-only."""
+    folder = out / FOLDER / source.digest
+    if scratch is not None and not _is_right(folder, source):
+        folder, world = scratch / FOLDER / source.digest, World(world.device)
+    if not world.highest(int(world.first and _is_right(folder, source))):
+        # A step for each shard, so that no rank waits for longer than that.
+        for _ in _write(folder, source) if world.first else range(source.store.shards):
+            world.highest(0)
+        world.highest(0)
+    found, notes = map_arrays(folder)
+    captions = Captions(found["tokens"], found["token_starts"], notes["pad"], notes["context"])
+    taught = dict(zip(source.slugs, notes["taught"], strict=True))
+    places, bits = ImagePlaces.map(folder), found.get("bits")
+    return Pairs(places, captions, found["groups"], bits, notes["counts"], taught, notes["cut"])
 
 
-def _digest(captions: pa.Array) -> str:
-    found = hashlib.sha256()
-    for first in range(0, len(captions), _HASHED_TOGETHER):
-        # Each with its length before it: no two lists of captions give the same bytes.
-        texts = [text.encode() for text in captions[first : first + _HASHED_TOGETHER].to_pylist()]
-        found.update(b"".join(b"%d:%s" % (len(text), text) for text in texts))
-    return found.hexdigest()
+def _is_right(folder: Path, source: PairSource) -> bool:
+    """Return True if the folder is whole, and its tokens are those of the run's tokenizer."""
+    if not is_intact(folder):
+        return False
+    found, notes = map_arrays(folder)
+    kept = Captions(found["tokens"], found["token_starts"], notes["pad"], notes["context"])
+    now = tokenize_captions([caption for _, caption in notes["probes"]], source.tokenizer)
+    numbers = np.array([number for number, _ in notes["probes"]], dtype=np.int64)
+    same = (kept.pad, kept.context) == (now.pad, now.context)
+    return same and torch.equal(kept.tokens(numbers), now.tokens(np.arange(len(now))))
 
 
-def _read(path: Path, digest: str) -> Captions | None:
-    try:
-        with np.load(path, allow_pickle=False) as kept:
-            if str(kept["digest"]) != digest:
-                return None
-            pad, context = kept["numbers"].tolist()
-            return Captions(kept["values"], kept["starts"], pad, context)
-    # What is cut short or changed: the archive checks its members' CRC.
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
+def _write(folder: Path, source: PairSource) -> Iterator[None]:
+    """Write all pairs, a shard at a time; yields after each but ends only when they are whole."""
+    shutil.rmtree(folder.parent, ignore_errors=True)
+    shards = source.store.shards
+    logging.getLogger(__name__).info("tokenizing the captions of %d shards; the next start maps them", shards)
+    taught, kinds, probes = np.zeros(len(source.slugs), np.int64), np.zeros(3, np.int64), []
+    rows, cut, ends = 0, 0, {"token": 0, "uri": 0}
+    with ArrayWriter(folder) as writer:
+        empty = tokenize_captions([], source.tokenizer)
+        none = ImagePlaces.of(sample_schema(()).empty_table())
+        writer.append({"token_starts": np.zeros(1, np.int64), "uri_starts": np.zeros(1, np.int64)})
+        writer.append({"tokens": empty.values, "uri": none.uri, "rows": none.rows})
+        for shard, (table, bits) in enumerate(source.blocks()):
+            (own, said), places = _tokens_of(table, source.tokenizer), ImagePlaces.of(table)
+            groups = np.stack([said, _image_numbers(table)], axis=1)
+            if bits:
+                first = shard * source.store.record.rows_per_shard
+                have = unpack_taught(bits["bits"][places.rows - first], len(taught))
+                taught += have.any(axis=2).sum(axis=0)
+            writer.append(
+                {
+                    "rows": places.rows, "groups": groups, "tokens": own.values,
+                    "token_starts": own.starts[1:] + ends["token"], "uri": places.uri,
+                    "uri_starts": places.uri_starts[1:] + ends["uri"], "offset": places.offset,
+                    "length": places.length, **bits,
+                }
+            )  # fmt: skip
+            if shard % -(-shards // PROBED) == 0:
+                said = np.flatnonzero(said >= 0)
+                some = said[evenly(len(said), max(1, PROBED // shards))].tolist()
+                probes += [(rows + at, table["caption"][at].as_py()) for at in some]
+            ends = {"token": ends["token"] + len(own.values), "uri": ends["uri"] + len(places.uri)}
+            rows, cut = rows + len(table), cut + int((np.diff(own.starts) >= own.context).sum())
+            there = groups >= 0
+            kinds += [there.all(axis=1).sum(), (~there[:, 0]).sum(), (~there[:, 1]).sum()]
+            yield
+        named = zip(("pair", "lone image", "lone text"), kinds.tolist(), strict=True)
+        counts = {name: count for name, count in named if count or name == "pair"}
+        notes = {"pad": empty.pad, "context": empty.context, "cut": cut, "counts": counts, "probes": probes}
+        writer.finish(notes | {"taught": taught.tolist()})
+    pa.default_memory_pool().release_unused()  # it would keep what reading took as long as the run lasts
+
+
+def _tokens_of(table: pa.Table, tokenizer: Tokenize) -> tuple[Captions, NDArray[np.int64]]:
+    """Return the captions of sample rows, empty where there is none, and their numbers, -1 there."""
+    encoded = table["caption"].combine_chunks().dictionary_encode()
+    distinct = tokenize_captions(encoded.dictionary.to_pylist(), tokenizer)
+    number = encoded.indices.fill_null(-1).to_numpy().astype(np.int64)
+    said = distinct.take(number[number >= 0])
+    lengths = np.zeros(len(table) + 1, np.int64)
+    lengths[1:][number >= 0] = np.diff(said.starts)
+    captions = Captions(said.values, lengths.cumsum(), distinct.pad, distinct.context)
+    return captions, np.append(distinct.numbers(), -1)[number]
+
+
+def _image_numbers(table: pa.Table) -> NDArray[np.int64]:
+    """Return a number for each row's image, int64 (n,), -1 where there is none; one without a hash is alone."""
+    rows = zip(table["uri"].to_pylist(), table["image_sha256"].to_pylist(), table["row"].to_pylist(), strict=True)
+    named = [None if uri is None else (sha256 or f"row {row}").encode() for uri, sha256, row in rows]
+    numbers = numbers_of(name or b"" for name in named)
+    return np.where(np.array([name is None for name in named], dtype=bool), -1, numbers)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mmkd.base.errors import ConfigError
 from mmkd.distill.batches import Batch
 from mmkd.distill.config import PolicyConfig
+from mmkd.distill.draws import draws
 from mmkd.distill.losses import unit
 from mmkd.distill.teacher_features import TeacherFeatures, TeacherTargets
 from mmkd.store.layout import TOWERS
@@ -23,31 +24,11 @@ _KNOWN_CAPTIONS = 4096
 """Captions with which images are compared to see whether a teacher knows them, spread evenly over the run's."""
 _KNOWN_IMAGES = 4096
 """Likewise of images, for captions."""
+_LOOKED_AT = 1 << 20
+"""Rows, spread evenly, among which those are looked for."""
 _SURE = 0.5
 """Standard deviations by which one teacher's score exceeds another's when it is e times as sure to know a row."""
 _ROWS_AT_ONCE = 1024
-_GAMMA = -0x61C8864680B583EB
-"""0x9E3779B97F4A7C15 as int64: the step of SplitMix64 (Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195)."""
-
-
-def draws(seed: int, epoch: int, positions_B: torch.Tensor, columns: int) -> torch.Tensor:
-    """Draw uniform numbers in [0, 1), float64 (B, columns), a function of (seed, epoch, position, column) alone."""
-    base = _split_mix(_split_mix(torch.tensor(seed % 2**63, device=positions_B.device)) ^ epoch)
-    cells = _split_mix(base ^ positions_B)[:, None] ^ torch.arange(columns, device=positions_B.device)
-    return _shift_right(_split_mix(cells), 11).double() * 2.0**-53
-
-
-def _split_mix(state: torch.Tensor) -> torch.Tensor:
-    """Return SplitMix64's output for this state; int64 arithmetic wraps as uint64 does."""
-    z = state + _GAMMA
-    z = (z ^ _shift_right(z, 30)) * -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
-    z = (z ^ _shift_right(z, 27)) * -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
-    return z ^ _shift_right(z, 31)
-
-
-def _shift_right(z: torch.Tensor, places: int) -> torch.Tensor:
-    # Logical; int64's own keeps the sign.
-    return (z >> places) & ((1 << (64 - places)) - 1)
 
 
 def all_teachers(available_BT: torch.Tensor) -> torch.Tensor:
@@ -61,6 +42,11 @@ def one_teacher(available_BT: torch.Tensor, drawn_B: torch.Tensor) -> torch.Tens
     chosen_B = (drawn_B * count_B).long()
     number_BT = available_BT.cumsum(1) - 1
     return (available_BT & (number_BT == chosen_B[:, None])).float()
+
+
+def drawn_teacher(seed: int, epoch: int, positions_B: torch.Tensor, available_BT: torch.Tensor) -> torch.Tensor:
+    """Return the shares of policy `one`, float32 (B, T), a function of (seed, epoch, position)."""
+    return one_teacher(available_BT, draws(seed, epoch, positions_B, 1)[:, 0])
 
 
 def weighted_teachers(available_BT: torch.Tensor, weights_T: torch.Tensor) -> torch.Tensor:
@@ -168,7 +154,7 @@ class Policy:
         """Return float32 (B, T), from `scores` of the same batch."""
         available_BT = torch.stack([target.present.any(1) for target in batch.targets], dim=1)
         if self.config.kind == "one":
-            return one_teacher(available_BT, draws(self.seed, batch.epoch, batch.positions, 1)[:, 0])
+            return drawn_teacher(self.seed, batch.epoch, batch.positions, available_BT)
         if self.weights is not None:
             return weighted_teachers(available_BT, self.weights.to(available_BT.device))
         if scores_BT is not None:
@@ -227,12 +213,15 @@ def make_policy(
             raise ConfigError(f"policy.by corpus: {lacking[0]} has no features of the run's {what}; leave it out")
         return found
 
+    some = _spread(len(rows), _LOOKED_AT)
+    rows, groups = rows[some], groups[some]
     images = rows[groups[:, 1] >= 0]
     standing = gather(images, _STANDARD_ROWS)
     if config.by == "caption":
         return Policy(config, seed, standard=Standard.of(standing), judged=judged)
     said = np.flatnonzero(groups[:, 0] >= 0)
-    texts = gather(rows[said[np.unique(groups[said, 0], return_index=True)[1]]], _KNOWN_CAPTIONS)
+    first = np.sort(said[np.unique(groups[said, 0], return_index=True)[1]])
+    texts = gather(rows[first], _KNOWN_CAPTIONS)
     standard, text_standard = Standard.of(standing, known(texts, "captions")), None
     if config.keys == "known" or len(images) < len(rows):
         text_standard = Standard.of(_swapped(texts), known(_swapped(gather(images, _KNOWN_IMAGES)), "images"))

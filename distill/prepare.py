@@ -1,10 +1,14 @@
 """Everything a run needs before its first step, put together from its configuration."""
 
+import json
 import os
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -15,17 +19,24 @@ from mmkd.base.text import counted
 from mmkd.distill import checkpoint
 from mmkd.distill.batch_norm import prepare_batch_norms, refuse_batch_norms
 from mmkd.distill.batches import Batches, BatchPlan, Schedule
+from mmkd.distill.captions import Tokenize
 from mmkd.distill.checkpoint import Progress
 from mmkd.distill.config import RunConfig
-from mmkd.distill.images import train_pictures
+from mmkd.distill.fetch_ahead import FetchAhead, open_store
+from mmkd.distill.further_captions import TrainingCaptions, find_captions
+from mmkd.distill.images import RowImages, StoredImages, row_images, train_pictures
 from mmkd.distill.monitor import Monitor, find_held_out, read_held_out
 from mmkd.distill.objective import make_objective
 from mmkd.distill.optimizer import WeightAverage, lock_layers, make_optimizer, warmup_steps
-from mmkd.distill.pairs import Pairs, Tokenize, load_tokens, save_tokens, training_pairs
+from mmkd.distill.order import Windows
+from mmkd.distill.pairs import Pairs, PairSource, open_pairs
+from mmkd.distill.policies import drawn_teacher
 from mmkd.distill.provenance import TEXT, RunRecord, make_record
 from mmkd.distill.student import Towers, check_text, image_size, model_config, preprocessing, save_text
 from mmkd.distill.teacher_features import TeacherFeatures
+from mmkd.distill.terms import ONE_TOWER_TERMS
 from mmkd.distill.train_step import Arithmetic, Model, Updater, count_arithmetic
+from mmkd.distill.views import TrainingViews, find_views
 from mmkd.distill.world import World
 from mmkd.store import FeatureStore
 
@@ -60,7 +71,7 @@ class Run:
     @property
     def headline(self) -> str:
         """One line: pairs, teachers, student, steps and devices."""
-        teachers, pairs, judge = self.batches.teachers, self.batches.plan.pairs, self.judge_before
+        teachers, pairs, judge = self.batches.teachers, self.batches.pairs, self.judge_before
         rows = ", ".join(counted(count, name) for name, count in pairs.counts.items())
         return (
             f"{rows}, {counted(len(teachers.slugs) if teachers else 0, 'teacher')}, "
@@ -73,14 +84,11 @@ class Run:
     def notes(self) -> list[str]:
         """List warnings: truncated captions, teachers without pairs, parts of the student that are not trained."""
         found = []
-        captions, pairs, teachers = self.batches.captions, self.batches.plan.pairs, self.batches.teachers
-        said = pairs.caption[pairs.caption >= 0]
-        if len(said) and (share := float((captions.lengths[said] >= captions.context).mean())):
-            found.append(
-                f"{share:.1%} of the captions fill the context of {captions.context} tokens and may be cut there"
-            )
-        counts = teachers.count_rows(pairs.rows) if teachers else {}
-        if silent := [slug for slug, count in counts.items() if not count]:
+        pairs = self.batches.pairs
+        if pairs.cut:
+            share, context = pairs.cut / (len(pairs.rows) - pairs.counts.get("lone image", 0)), pairs.captions.context
+            found.append(f"{share:.1%} of the captions fill the context of {context} tokens and may be cut there")
+        if silent := [slug for slug, count in pairs.taught.items() if not count]:
             found.append(f"no row of this run has features of {', '.join(silent)}")
         if self.config.data.unpaired and pairs.all_paired:
             found.append("data.unpaired changes nothing: every row of this run is a pair")
@@ -99,7 +107,6 @@ class Run:
                 leftover.unlink(missing_ok=True)
             write_atomically(out / checkpoint.CONFIG, self.config.model_dump_json(indent=1).encode())
             save_text(self.update.model.towers.student, self.tokenizer, out / TEXT)
-            save_tokens(out, self.batches.plan.pairs.captions, self.batches.captions)
 
     def save(self, progress: Progress) -> None:
         """Write a checkpoint, in the first rank. Raises StoreError if the disk is full or read-only."""
@@ -108,8 +115,9 @@ class Run:
             checkpoint.save_checkpoint(out, keep, self.record, progress, update.model, update.optimizer, self.average)
 
 
-def prepare(config: RunConfig, world: World) -> Run:
-    """Open the store, build the student, and load the run's last checkpoint. Raises ConfigError, UserError,
+def prepare(config: RunConfig, world: World, scratch: Path | None = None) -> Run:
+    """Open the store, build the student, and load the run's last checkpoint; with `scratch` nothing is written to the
+    run's folder. Raises ConfigError, UserError,
     IncompleteStoreError if store and configuration do not fit; CorruptStoreError if a checkpoint is damaged."""
     share, left_over = divmod(config.batch_size, world.size)
     if left_over:
@@ -118,11 +126,15 @@ def prepare(config: RunConfig, world: World) -> Run:
             f"take {max(share, 1) * world.size}"
         )
     tokenizer = check_text(config.student.model)
-    store = FeatureStore.open(config.store)
+    store = open_store(config)
     record = make_record(config, store, checkpoint.find_first_weights(config.student, config.out))
     state = checkpoint.load_last(config.out, record)
     # Rows first, because network and tokens take long: a wrong column is reported at once.
-    teachers, pairs = _find_rows(config, store)
+    slugs = _teachers(config, store)
+    pairs = open_pairs(config.out, _pair_source(config, store, slugs, tokenizer, record), world, scratch)
+    _refuse_few(pairs, config, store)
+    teachers = TeacherFeatures(store, slugs, taught=pairs.bits) if slugs else None
+    views, choices = _find_views_and_captions(config, store, pairs, teachers, tokenizer)
     schedule = Schedule(len(pairs.rows), config.batch_size, config.epochs)
     warmup_steps(config.optimizer, schedule.total_steps)
     held_out = [find_held_out(entry, store, pairs) for entry in config.monitor.sets]
@@ -132,30 +144,30 @@ def prepare(config: RunConfig, world: World) -> Run:
     prepare_batch_norms(student, config.compute.batch_norm, world, share % piece or piece)
     towers = Towers(student).to(world.device)
     lock_layers(towers, config.student.lock)
-    if (pairs.image < 0).any():
+    if "lone text" in pairs.counts:
         refuse_batch_norms(towers.train())
     wish = config.data.features
     if teachers is not None and (wish == "resident" or (wish == "auto" and teachers.fits(world.device))):
         teachers.reside(world.device)
-    captions = load_tokens(config.out, pairs.captions, tokenizer)
-    if len(probed := captions.spread(16)):
-        towers.check_padding(captions.tokens(probed).to(world.device), captions.columns(probed))
-    images, texts = (float((part >= 0).mean()) for part in (pairs.image, pairs.caption))
-    half = _half(config, world)
-    arithmetic = count_arithmetic(towers, captions.context, world.size, half=half, images=images, texts=texts)
+    arithmetic = _look_at_captions(towers, pairs, world, half=_half(config, world))
     workers = config.data.workers if config.data.workers is not None else default_workers()
-    groups = np.stack([np.append(captions.distinct, -1)[pairs.caption], pairs.image], axis=1)
+    place = "corpus" if views is not None else config.data.images
+    pictures = row_images(store, pairs.places, place, max(image_size(student)))
+    windows, ahead = _find_windows(config, store, pairs, slugs, pictures, workers)
     batches = Batches(
-        plan=BatchPlan(pairs, schedule, config.seed),
-        captions=captions,
-        pictures=train_pictures(store, pairs, config.data, student, world.device),
-        groups=groups,
+        plan=BatchPlan(pairs.rows, schedule, config.seed, windows),
+        pairs=pairs,
+        pictures=train_pictures(pictures, config.data, student, world.device, views),
+        choose=partial(drawn_teacher, config.seed) if _reads_one(config) else None,
+        ahead=ahead,
         teachers=teachers,
         workers=workers,
         world=world,
+        views=views,
+        choices=choices,
     )
     width = int(model_config(config.student.model)["embed_dim"])
-    objective = make_objective(config, width, teachers, pairs.rows, groups, world.device)
+    objective = make_objective(config, width, teachers, *_judged(pairs, windows), world.device)
     model = Model(towers, objective.to(world.device))
     average = WeightAverage(towers, config.optimizer.average) if config.optimizer.average else None
     update = _make_updater(config, model, world)
@@ -182,15 +194,84 @@ def prepare(config: RunConfig, world: World) -> Run:
     return Run(config, world, batches, update, average, monitor, record, progress, tokenizer, arithmetic, judge_before)
 
 
-def _find_rows(config: RunConfig, store: FeatureStore) -> tuple[TeacherFeatures | None, Pairs]:
-    teachers, unpaired = None, config.data.unpaired
-    if config.loss.teacher_terms:
-        if not store.teachers:
-            raise UserError(f"{store.root} has no teachers to learn from; `mmkd extract` adds them")
-        slugs = config.teachers or tuple(store.teachers)
-        teachers = TeacherFeatures(store, slugs, config.selection, unpaired=unpaired)
-    wanted = teachers.any_available() if teachers is not None else None
-    return teachers, training_pairs(store, config.where, wanted, config.batch_size, unpaired=unpaired)
+def _find_views_and_captions(
+    config: RunConfig, store: FeatureStore, pairs: Pairs, teachers: TeacherFeatures | None, tokenizer: Tokenize
+) -> tuple[TrainingViews | None, TrainingCaptions | None]:
+    """Return what stands for the rows' own images and captions. Raises UserError, IncompleteStoreError if the store, or
+    a teacher in it, does not have them."""
+    data, (text, image) = config.data, (pairs.rows[part >= 0] for part in pairs.groups.T)
+    views = find_views(store, image) if data.views else None
+    choices = find_captions(store, text, data.captions, tokenizer) if data.captions else None
+    if views is not None and teachers is not None:
+        teachers.check_rows("views", "image", views.rows[:, 0])
+    if choices is not None and teachers is not None:
+        teachers.check_rows("captions", "text", choices.choice_rows[choices.choices >= 0])
+    return views, choices
+
+
+def _reads_one(config: RunConfig) -> bool:
+    """Return True if no loss compares a row with other rows as teachers see them that are not drawn for these."""
+    alone = config.loss.mixed_teachers or set(config.loss.teacher_terms) <= ONE_TOWER_TERMS
+    return config.policy.kind == "one" and config.loss.teacher_terms != () and alone
+
+
+def _look_at_captions(towers: Towers, pairs: Pairs, world: World, *, half: bool) -> Arithmetic:
+    """Check that padding can be left out of the text tower, and count the operations of a step."""
+    captions = pairs.captions
+    if len(probed := captions.spread(16)):
+        towers.check_padding(captions.tokens(probed).to(world.device), captions.columns(probed))
+    images, texts = (1 - pairs.counts.get(f"lone {part}", 0) / len(pairs.rows) for part in ("text", "image"))
+    return count_arithmetic(towers, captions.context, world.size, half=half, images=images, texts=texts)
+
+
+def _teachers(config: RunConfig, store: FeatureStore) -> tuple[str, ...]:
+    """Return the teachers that losses ask. Raises UserError if there is none to ask."""
+    if not config.loss.teacher_terms:
+        return ()
+    if not store.teachers:
+        raise UserError(f"{store.root} has no teachers to learn from; `mmkd extract` adds them")
+    return config.teachers or tuple(store.teachers)
+
+
+def _pair_source(
+    config: RunConfig, store: FeatureStore, slugs: tuple[str, ...], tokenizer: Tokenize, record: RunRecord
+) -> PairSource:
+    text = json.dumps([record.network["text_cfg"], record.text_files, record.versions["open_clip"]])
+    selection = config.selection if slugs else None
+    return PairSource(
+        store, config.where, slugs, selection, tokenizer, text, record.source.selection, config.data.unpaired
+    )
+
+
+def _find_windows(
+    config: RunConfig, store: FeatureStore, pairs: Pairs, slugs: tuple[str, ...], images: RowImages, workers: int
+) -> tuple[Windows | None, FetchAhead | None]:
+    """Return the windows of a run that has them, and what fetches them of a store behind a URL."""
+    if config.data.order != "windows":
+        return None, None
+    windows = Windows(pairs.rows, store.record.rows_per_shard, config.data.window, config.seed)
+    if store.cache is None:
+        return windows, None
+    inputs, rows = images.inputs if isinstance(images, StoredImages) else None, (2 * workers + 2) * config.batch_size
+    return windows, FetchAhead(store, windows, slugs, inputs, rows_ahead=rows, epochs=config.epochs)
+
+
+def _judged(pairs: Pairs, windows: Windows | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return rows and groups of the pairs from which policies learn what they want to know of all: the first window."""
+    if windows is None:
+        return pairs.rows, pairs.groups
+    some = np.sort(windows.places(np.arange(windows.window(0, 0)[1]), 0))
+    return pairs.rows[some], pairs.groups[some]
+
+
+def _refuse_few(pairs: Pairs, config: RunConfig, store: FeatureStore) -> None:
+    """Raise UserError if the pairs do not fill a batch."""
+    if len(pairs.rows) < config.batch_size:
+        having = " and have a teacher" if pairs.taught else ""
+        raise UserError(
+            f"{store.root}: {len(pairs.rows)} rows match {config.where or 'everything'}{having}, "
+            f"fewer than one batch of {config.batch_size}; lower batch_size or change `where`"
+        )
 
 
 def default_workers() -> int:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from mmkd.base.text import counted
 from mmkd.distill.config import RunConfig
@@ -71,21 +73,20 @@ class Estimate:
 def estimate(config: RunConfig, say: Callable[[str], None] = print) -> Estimate | None:
     """Take a few steps of the run and discard them; None in every rank but the first. What is known beforehand is said
     before the first step, which may run out of memory. Raises MmkdError if the run cannot start."""
-    with join_ranks(config.compute.timeout_minutes) as world:
-        run = prepare(config, world)
+    with join_ranks(config.compute.timeout_minutes) as world, TemporaryDirectory(prefix="mmkd-") as scratch:
+        run = prepare(config, world, Path(scratch))
         if world.first:
             say(f"{run.headline}; taking the first {_STEPS + 1} at most ...")
         seconds, terms = _probe(run)
         if not world.first:
             return None
-        teachers, model, pairs = run.batches.teachers, run.update.model, run.batches.plan.pairs
-        counts = teachers.count_rows(pairs.rows) if teachers else {}
+        teachers, model, pairs = run.batches.teachers, run.update.model, run.batches.pairs
         weights = sum(value.nbytes for value in model.state_dict().values())
         moments = sum(2 * parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
         average = sum(value.nbytes for value in run.average.values.values()) if run.average else 0
         return Estimate(
             rows=pairs.counts,
-            teachers=tuple(slug for slug, count in counts.items() if count),
+            teachers=tuple(slug for slug, count in pairs.taught.items() if count),
             student_parameters=run.parameters,
             other_parameters=sum(parameter.numel() for parameter in model.objective.parameters()),
             steps=run.schedule.total_steps,

@@ -28,7 +28,7 @@ _FREE: Any = {
     "out": True,
     "student": {"model", "start_from", "pretrained"},
     "heads": {"alignment"},
-    "data": {"images", "features", "workers"},
+    "data": {"images", "features", "workers", "cache", "cache_gb"},
     "compute": {"micro_batch", "gradient_checkpointing", "compile", "timeout_minutes"},
     "checkpoints": True,
     "monitor": True,

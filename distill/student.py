@@ -25,8 +25,8 @@ from torchvision.transforms import Compose, Normalize, PILToTensor, ToTensor
 from transformers import AutoConfig, AutoModel
 
 from mmkd.base.errors import ConfigError, faults_as
+from mmkd.distill.captions import Tokenize
 from mmkd.distill.config import StudentConfig, TowerWeights
-from mmkd.distill.pairs import Tokenize
 from mmkd.distill.presets import SCHEMES
 
 HF_NAMES = ("hf_model_name", "hf_tokenizer_name")

@@ -11,8 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mmkd.base.errors import UserError
 from mmkd.store import FeatureStore
-from mmkd.store.array import FeatureArray
+from mmkd.store.array import DecodedRows, FeatureArray
+from mmkd.store.card import TeacherCard
+from mmkd.store.chunk import ask_for_rows
 from mmkd.store.layout import SOUND_BIT, TOWERS, Tower
 
 # Of the device memory that is free before training: the rest is for weights, their moments and activations.
@@ -37,14 +40,39 @@ class TeacherTargets:
         return replace(self, present=self.present & has.to(self.present.device))
 
 
+def taught_bits(
+    valid_NT: NDArray[np.uint8], cards: Sequence[TeacherCard], chosen_NT: NDArray[np.bool_], *, unpaired: bool
+) -> NDArray[np.uint8]:
+    """Return which features of N rows teach, two bits for each teacher, uint8 (N, 2 T / 8): what a run keeps of a
+    hundred million rows. chosen: where a teacher has all its towers and the selection keeps the pair."""
+    whole_T = np.array([card.all_sound for card in cards], dtype=np.uint8)
+    there_NT = np.where(chosen_NT, whole_T, np.uint8(0))
+    if unpaired:
+        there_NT = np.where(valid_NT == whole_T, there_NT, valid_NT)
+    towers = [there_NT & np.uint8(SOUND_BIT[tower]) > 0 for tower in TOWERS]
+    return np.packbits(np.stack(towers, axis=2).reshape(len(there_NT), -1), axis=1)
+
+
+def unpack_taught(bits: NDArray[np.uint8], teachers: int) -> NDArray[np.bool_]:
+    """Return `taught_bits` as bool (B, T, 2)."""
+    return np.unpackbits(bits, axis=1, count=2 * teachers).reshape(len(bits), teachers, 2).astype(bool)
+
+
 class TeacherFeatures:
     """Rows of all teachers of a run. Mapped, only the rows of a batch are ever read."""
 
     def __init__(
-        self, store: FeatureStore, slugs: Sequence[str], selection: str | None = None, *, unpaired: bool = False
+        self,
+        store: FeatureStore,
+        slugs: Sequence[str],
+        selection: str | None = None,
+        *,
+        unpaired: bool = False,
+        taught: NDArray[np.uint8] | None = None,
     ) -> None:
         """A teacher teaches a row of which it has the features of all its towers, if the selection keeps the pair. With
-        `unpaired` also one of which it has one feature of two, which no selection judges."""
+        `unpaired` also one of which it has one feature of two, which no selection judges. taught: `taught_bits` of
+        these teachers, where they are known already."""
         self.slugs = tuple(slugs)
         self.cards = {slug: store.card(slug) for slug in slugs}
         self.dims = tuple(card.dim for card in self.cards.values())
@@ -53,27 +81,40 @@ class TeacherFeatures:
             {tower: as_tensor(store.features(slug, tower)) for tower in card.towers}
             for slug, card in self.cards.items()
         ]
-        available, order = store.available(selection), list(store.teachers)
-        self._there: list[torch.Tensor] = []
-        """Bits of each row as in `valid`, 0 where the teacher does not teach it."""
-        for slug, card in self.cards.items():
-            there = available[:, order.index(slug)] * np.uint8(card.all_sound)
-            if unpaired:
-                valid = store.valid(slug)
-                there = np.where(valid == card.all_sound, there, valid)
-            self._there.append(torch.from_numpy(there))
+        if taught is None:
+            chosen, order = store.available(selection), list(store.teachers)
+            valid = np.stack([store.valid(slug) for slug in slugs], axis=1)
+            taught = taught_bits(
+                valid, list(self.cards.values()), chosen[:, [order.index(slug) for slug in slugs]], unpaired=unpaired
+            )
+        self._taught = taught
         self._device = torch.device("cpu")
         self.resident_bytes = 0
         """Features held in memory of this process or its device."""
 
     def any_available(self) -> NDArray[np.bool_]:
         """Return where at least one teacher teaches, bool (N,)."""
-        return (torch.stack(self._there) > 0).any(dim=0).numpy()
+        return np.asarray(self._taught.any(axis=1))
 
     def count_rows(self, rows: NDArray[np.int64]) -> dict[str, int]:
         """Count the rows of these that each teacher teaches."""
-        picked = torch.from_numpy(rows).to(self._device)
-        return {slug: int((there[picked] > 0).sum()) for slug, there in zip(self.slugs, self._there, strict=True)}
+        return dict(zip(self.slugs, self.present(rows).any(axis=2).sum(axis=0).tolist(), strict=True))
+
+    def present(
+        self, rows: NDArray[np.int64], images: NDArray[np.int64] | None = None, texts: NDArray[np.int64] | None = None
+    ) -> NDArray[np.bool_]:
+        """Return which features of these rows are there and teach, bool (B, T, 2); see `gather`."""
+        have = unpack_taught(self._taught[rows], len(self.slugs))
+        for tower, others in enumerate((images, texts)):
+            if others is not None:
+                have[:, :, tower] &= unpack_taught(self._taught[others], len(self.slugs))[:, :, tower]
+        return have
+
+    def check_rows(self, what: str, tower: Tower, rows: NDArray[np.int64]) -> None:
+        """Raise UserError if a teacher with this tower has no feature of any of these rows of views or captions."""
+        for slug, count in self.count_rows(rows).items():
+            if tower in self.cards[slug].towers and not count:
+                raise UserError(f"data.{what}: teacher {slug} has no features of them; run `mmkd extract` with it")
 
     @property
     def bytes(self) -> int:
@@ -94,17 +135,34 @@ class TeacherFeatures:
             return torch.from_numpy(np.array(part[:])).to(device)
 
         self._parts = [{tower: copy(part) for tower, part in parts.items()} for parts in self._parts]
-        self._there = [tensor.to(device) for tensor in self._there]
         self._device, self.resident_bytes = device, self.bytes
 
-    def gather(self, rows: NDArray[np.int64]) -> tuple[TeacherTargets, ...]:
+    def gather(
+        self,
+        rows: NDArray[np.int64],
+        wanted: torch.Tensor | None = None,
+        *,
+        images: NDArray[np.int64] | None = None,
+        texts: NDArray[np.int64] | None = None,
+    ) -> tuple[TeacherTargets, ...]:
         """Return all teachers' features of these rows, in the order of `slugs`: on the device when resident, else
-        pinned."""
-        picked, targets = torch.from_numpy(rows).to(self._device), []
-        for parts, dim, there in zip(self._parts, self.dims, self._there, strict=True):
-            present = torch.stack([(there[picked] & SOUND_BIT[tower]) > 0 for tower in TOWERS], dim=1)
-            image, text = (self._select(parts.get(tower), dim, picked, present[:, n]) for n, tower in enumerate(TOWERS))
-            targets.append(TeacherTargets(image, text, present))
+        pinned. Those that are not `wanted`, bool (B, T), are not read, and are zero. images, texts: rows whose features
+        of this tower stand for theirs."""
+        read = [torch.from_numpy(rows if part is None else part).to(self._device) for part in (images, texts)]
+        have, targets = torch.from_numpy(self.present(rows, images, texts)).to(self._device), []
+        asked = torch.ones_like(have[:, :, 0]) if wanted is None else wanted.to(self._device)
+        for parts, mine in zip(self._parts, asked.unbind(1), strict=True):
+            for tower, part in parts.items():
+                ask_for(part, read[TOWERS.index(tower)][mine])
+        for parts, dim, present, mine in zip(self._parts, self.dims, have.unbind(1), asked.unbind(1), strict=True):
+            found = []
+            for tower, picked, there in zip(TOWERS, read, present.unbind(1), strict=True):
+                some = (picked, there) if wanted is None else (picked[mine], there[mine])
+                part = self._select(parts.get(tower), dim, *some)
+                if wanted is not None:
+                    part = part.new_zeros(len(rows), part.shape[1]).masked_scatter(mine[:, None], part)
+                found.append(part)
+            targets.append(TeacherTargets(found[0], found[1], present))
         return tuple(targets)
 
     def _select(
@@ -123,6 +181,15 @@ class TeacherFeatures:
             chosen = chosen.pin_memory() if pinned else chosen
         chosen[~present] = 0  # NaN in the store; a product with zero would keep it
         return chosen
+
+
+def ask_for(source: torch.Tensor | FeatureArray, rows: torch.Tensor) -> None:
+    """Have a disk read rows of what is mapped."""
+    codes = source.codes if isinstance(source, DecodedRows) else source
+    if isinstance(codes, np.ndarray):
+        codes = as_tensor(codes)
+    if isinstance(codes, torch.Tensor) and codes.device.type == "cpu":
+        ask_for_rows(codes.data_ptr(), codes.stride(0) * codes.itemsize, rows.numpy())
 
 
 def as_tensor(features: FeatureArray) -> torch.Tensor | FeatureArray:

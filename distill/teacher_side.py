@@ -16,6 +16,7 @@ from mmkd.base.errors import ConfigError
 from mmkd.distill.alignment import Alignment, load
 from mmkd.distill.config import BankConfig, HeadConfig
 from mmkd.distill.losses import PairFeatures, unit
+from mmkd.distill.order import permute
 from mmkd.distill.policies import Policy
 from mmkd.distill.teacher_features import TeacherFeatures, TeacherTargets
 from mmkd.store.layout import Tower
@@ -127,9 +128,7 @@ class Bank:
         self.rows, self.group, self.gather, self.prepare, self.device = rows, group, gather, prepare, device
         self.size = min(config.size, len(rows))
         self.refresh = config.refresh if self.size < len(rows) else 0
-        generator = np.random.Generator(np.random.Philox(key=np.array([seed, _ORDER], dtype=np.uint64)))
-        self._order = generator.permutation(len(rows))
-        self._end = 0
+        self._key, self._end = (seed, _ORDER), 0
         self._rows = torch.zeros(self.size, dtype=torch.int64, device=device)
         self._teachers: list[PairFeatures] = []
 
@@ -140,7 +139,7 @@ class Bank:
         standing = bool(self._teachers) and first <= self._end <= end
         if not standing or self._end < end:
             places = np.arange(self._end if standing else first, end)  # of the endless order
-            chosen = self._order[places % len(self._order)]
+            chosen = permute(places % len(self.rows), len(self.rows), *self._key)
             rows, group = self.rows[chosen], torch.from_numpy(self.group[chosen]).to(self.device)
             prepared = self.prepare([target.to(self.device) for target in self.gather(rows)], group)
             slots = torch.from_numpy(places % self.size).to(self.device)

@@ -134,7 +134,7 @@ def _loop(run: Run, log: Board, signals: list[signal.Signals]) -> TrainReport:
                 guard.check_before(None)
                 run.save(progress)
     return TrainReport(
-        steps=progress.step, resumed_at=first, rows=len(run.batches.plan.pairs.rows), seconds=clock.seconds,
+        steps=progress.step, resumed_at=first, rows=len(run.batches.pairs.rows), seconds=clock.seconds,
         wait_seconds=clock.wait_seconds, losses=losses, scores=scores, best=progress, stopped=stopped,
         stop_signal=number, first_rank=run.world.first,
     )  # fmt: skip

@@ -3,6 +3,7 @@ share of each batch. An objective gathers the features that it contrasts; gradie
 dies ends the run: the others fail at the next exchange, or after the timeout."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from mmkd.base.errors import UserError, cause
+from mmkd.base.errors import DeviceError, UserError, cause
 
 
 @dataclass(frozen=True)
@@ -70,31 +71,53 @@ class World:
                     parameter.grad /= self.size
 
 
+def local_device() -> torch.device:
+    """Return this rank's GPU, or the cores where none is visible. Raises DeviceError if PyTorch cannot use those that
+    are: a run that falls back to the cores in silence takes weeks."""
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        usable, visible = torch.cuda.is_available(), torch.cuda.device_count()
+    if usable:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+        return device
+    if visible:
+        why = cause(warned[-1].message, 300) if warned else "the driver does not answer"  # type: ignore[arg-type]
+        hide = "correct the driver, or hide the GPU: CUDA_VISIBLE_DEVICES="
+        raise DeviceError(f"a GPU is visible, and PyTorch {torch.__version__} cannot use it ({why}); {hide}")
+    return torch.device("cpu")
+
+
 @contextmanager
 def join_ranks(timeout_minutes: float) -> Iterator[World]:
-    """Join the ranks that the environment names. Raises UserError if one is gone, or does not answer in time."""
-    cuda = torch.cuda.is_available()
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    if size == 1:
-        yield World(device)
-        return
-    rank = int(os.environ["RANK"])
-    timeout = timedelta(minutes=timeout_minutes)
+    """Join the ranks that the environment names. Raises UserError if one is gone, or does not answer in time, or if a
+    device has too little memory for what is done in the block; DeviceError if one cannot be used or answers no more."""
+    size, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
+    again = "run the same command to go on"
     try:
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
+        device = local_device()
+        if size == 1:
+            yield World(device)
+            return
+        timeout = timedelta(minutes=timeout_minutes)
+        dist.init_process_group("gloo" if device.type == "cpu" else "nccl", timeout=timeout)
         control = dist.new_group(backend="gloo", timeout=timeout)
         assert isinstance(control, dist.ProcessGroup), "every rank is a member"
         yield World(device, rank, size, control)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"too little memory ({cause(error, 160)}); set compute.micro_batch to less than a rank's share of "
+            f"batch_size, or end what else runs on the device (nvidia-smi names it), and {again}"
+        ) from error
     except RuntimeError as error:
+        if "CUDA error" in str(error):
+            log = "its driver's log says why (dmesg, nvidia-smi)"
+            raise DeviceError(f"a GPU answers no more ({cause(error, 160)}); {log}; {again}") from error
         # Gloo raises a plain RuntimeError.
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         lost = f"rank {rank} lost another rank ({cause(error, 160)})"
-        raise UserError(f"{lost}; see its own message, then run the same command to go on") from error
+        raise UserError(f"{lost}; see its own message, then {again}") from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

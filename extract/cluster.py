@@ -122,6 +122,16 @@ def default_workers(cluster: ClusterConfig) -> int:
     return (len(gpus()) or usable_cores()) if cluster.scheduler == LOCAL else 1
 
 
+def shards_in_hand(cluster: ClusterConfig) -> int:
+    """Return shards that all workers of a run have in hand at once, as far as this configuration says."""
+    here = cluster.scheduler == LOCAL
+    return (cluster.workers or default_workers(cluster)) * (_shards_at_once(cluster) if here else 1)
+
+
+def _shards_at_once(cluster: ClusterConfig) -> int:
+    return cluster.worker.shards_at_once or (2 if gpus() else 1)
+
+
 def workers_beside(cluster: ClusterConfig) -> int:
     """Return worker processes that share the cores which each of them sees, as far as this configuration says."""
     if cluster.scheduler == LOCAL:
@@ -160,7 +170,7 @@ def _local_client(cluster: ClusterConfig) -> Iterator[Client]:
     devices = gpus()[: cluster.workers]
     # Loopback only. No memory limit of Dask's own: it counts memory-mapped pages and would kill workers for them.
     options = {
-        "threads_per_worker": cluster.worker.shards_at_once or (2 if devices else 1),
+        "threads_per_worker": _shards_at_once(cluster),
         "host": "127.0.0.1",
         "dashboard_address": "127.0.0.1:0",
         "memory_limit": 0,

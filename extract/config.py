@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -76,6 +76,8 @@ class ExtractConfig(Frozen):
     require: Require | None = None
     """Rows without this (an image, a caption, or both) are failed; `images` and `texts` allow the other to be missing.
     When not given, a row with one side of a corpus of pairs is `partial`."""
+    rows_per_shard: Literal[256, 512, 1024, 2048, 4096, 8192, 16384] | None = None
+    """Of a new store; chosen by rows and workers when not given."""
     retry_failed: bool = False
     """Also retry images that failed before."""
     recipes: tuple[Recipe, ...] = ()

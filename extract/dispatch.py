@@ -201,14 +201,18 @@ def _outcomes(
     # One graph: Dask then knows that there are many, and hands a worker no more than it has threads for. Retries: a
     # fault of the machine passes, one of the code recurs.
     futures = client.map(partial(run_task, store), tasks, key=list(by_key), pure=False, retries=2)
-    for future in as_completed(futures):
-        if future.status in ("cancelled", "lost"):
-            raise UserError(
-                f"the Dask scheduler at {client.scheduler.address} went away; what was finished is kept: "
-                "run the same command again to go on"
-            )
-        outcome = future.exception() if future.status == "error" else future.result()
-        if isinstance(outcome, MmkdError) and not isinstance(outcome, DeviceError) and future.status != "error":
-            raise outcome
-        yield by_key[future.key], outcome
-        future.release()
+    for batch in as_completed(futures).batches():
+        # All results of a batch with one request: one for each would be the limit of several hundred workers.
+        finished = [future for future in batch if future.status == "finished"]
+        results = dict(zip(finished, client.gather(finished), strict=True))
+        for future in batch:
+            if future.status in ("cancelled", "lost"):
+                raise UserError(
+                    f"the Dask scheduler at {client.scheduler.address} went away; what was finished is kept: "
+                    "run the same command again to go on"
+                )
+            outcome = results[future] if future in results else future.exception()
+            if isinstance(outcome, MmkdError) and not isinstance(outcome, DeviceError) and future in results:
+                raise outcome
+            yield by_key[future.key], outcome
+            future.release()

@@ -19,10 +19,10 @@ from mmkd.extract.index import check_same_corpus, create_indexed_store, list_cor
 from mmkd.extract.limited_corpus import LimitedCorpus
 from mmkd.extract.plan import plan_tasks
 from mmkd.extract.report import ShardReport
-from mmkd.extract.run import folder_beside
+from mmkd.extract.run import folder_beside, refuse_other_shards, shard_rows
 from mmkd.store import FeatureStore, TeacherCard
 from mmkd.store.encoding import VALID, ArraySpec
-from mmkd.store.layout import SHARDS_PER_PACK, TOWERS, Tower, rows_per_shard, shard_count, teacher_group
+from mmkd.store.layout import TOWERS, Tower, shard_count, shards_per_pack, teacher_group
 from mmkd.store.stored_array import index_bytes
 from mmkd.store.writer import add_teacher
 
@@ -60,6 +60,7 @@ def estimate(config: ExtractConfig, say: Callable[[str], None] = print) -> Estim
     if (config.store / "zarr.json").is_file():
         store = FeatureStore.open(config.store)
         check_same_corpus(corpus, store)
+        refuse_other_shards(config, store.record)
         overview, per_pack = read_overview(config.store), store.record.shards_per_pack
         rows, per_shard, spans = len(store), store.record.rows_per_shard, store.record.spans()
         parts = [(len(span.shards), span.corpus.towers) for span in spans]
@@ -67,8 +68,9 @@ def estimate(config: ExtractConfig, say: Callable[[str], None] = print) -> Estim
         images = len(store.sample_table(["row"], pads.field("uri").is_valid() & pads.field("view_number").is_null()))
         recipes = [recipe for recipe in config.recipes if not pictures_of(store, recipe)]
     else:
-        overview, per_pack, recipes = list_corpus(corpus), SHARDS_PER_PACK, list(config.recipes)
-        rows, per_shard, images = overview.rows, rows_per_shard(overview.rows), overview.images
+        overview, recipes = list_corpus(corpus), list(config.recipes)
+        rows, per_shard, images = overview.rows, shard_rows(config, overview.rows), overview.images
+        per_pack = shards_per_pack(rows, per_shard)
         parts = [(shard_count(rows, per_shard), TOWERS), (shard_count(overview.further, per_shard), ("text",))]
         rows, tasks = rows + overview.further, sum(count for count, _ in parts)
     for line in overview.lines() if overview else ():

@@ -23,9 +23,9 @@ from mmkd.extract.corpus_parts import only_written_again, what_changed, write_pa
 from mmkd.extract.listing import HASH, batches, list_parts
 from mmkd.extract.numbering import CAPTIONS, caption_rows, number_rows
 from mmkd.extract.report import Overview
-from mmkd.store.layout import rows_per_shard, sample_part
+from mmkd.store.layout import rows_per_shard
 from mmkd.store.record import CorpusRecord, CorpusSpan, Store, StoreRecord, read_record
-from mmkd.store.samples import read_part, sample_schema, with_labels, write_part
+from mmkd.store.samples import PartFiles, read_part, sample_schema, with_labels, write_part
 from mmkd.store.writer import append_rows, create_store, finish_append, first_new_row
 
 CAPTIONS_KIND = "captions"
@@ -41,13 +41,14 @@ class _Earlier(NamedTuple):
     """Grid row where the next corpus begins."""
 
 
-def create_indexed_store(corpus: Corpus, root: StorePath) -> Store:
+def create_indexed_store(corpus: Corpus, root: StorePath, per_shard: Callable[[int], int] | None = None) -> Store:
     """List the corpus and lay an empty store over it. A key that occurs again is kept as a failed row that names the
-    first one. Raises CorpusError for a corpus without rows, or that cannot be read; StoreError if it cannot write."""
+    first one. `per_shard`: rows of a shard by those of the corpus. Raises CorpusError for a corpus without rows, or
+    that cannot be read; as `create_store` otherwise."""
     parts = corpus.parts()
-    with _index(corpus, parts) as (tables, overview):
+    with _index(corpus, parts, per_shard=per_shard or rows_per_shard) as (tables, overview):
         (record, index), *further = _with_records(corpus, parts, tables)
-        created = create_store(root, record, index, further=further)
+        created = create_store(root, record, index, per_shard and per_shard(record.rows), further=further)
     write_parts(root, corpus.settings(), parts, overview)
     return created
 
@@ -76,7 +77,7 @@ def append_below(
         finish_append(store)
         return present
     first, parts = first_new_row(store.record), corpus.parts()
-    with _index(corpus, parts, _inputs_before(store, first), store.record.rows_per_shard) as (tables, overview):
+    with _index(corpus, parts, _inputs_before(store, first), _own_shards(store)) as (tables, overview):
         for line in overview.lines():
             say(line)
         (record, index), *further = _with_records(corpus, parts, tables, **facts)
@@ -120,12 +121,12 @@ def _inputs_before(store: Store, end: int) -> _Earlier:
 def restore_parts(corpus: Corpus, store: Store) -> int:
     """List the corpus again for sample parts that are missing (`mmkd store verify --repair` drops damaged ones);
     return how many were written, with pending rows. Raises as `check_same_corpus`; StoreError if it cannot write."""
-    spans = _with_captions(check_same_corpus(corpus, store), store.record)
-    missing = [(n, shard) for n, span in enumerate(spans) for shard in span.shards if not _is_there(store, shard)]
+    spans, files = _with_captions(check_same_corpus(corpus, store), store.record), PartFiles(store.root)
+    missing = [(n, shard) for n, span in enumerate(spans) for shard in span.shards if shard not in files]
     if missing:
         per_shard, first = store.record.rows_per_shard, spans[0].rows.start
         schema = sample_schema(store.record.labels)
-        with _index(corpus, corpus.parts(), _inputs_before(store, first), per_shard) as (tables, _):
+        with _index(corpus, corpus.parts(), _inputs_before(store, first), _own_shards(store)) as (tables, _):
             for number, shard in missing:
                 start = shard * per_shard - spans[number].rows.start
                 write_part(
@@ -134,8 +135,8 @@ def restore_parts(corpus: Corpus, store: Store) -> int:
     return len(missing)
 
 
-def _is_there(store: Store, shard: int) -> bool:
-    return (store.root / sample_part(shard)).is_file()
+def _own_shards(store: Store) -> Callable[[int], int]:
+    return lambda _: store.record.rows_per_shard
 
 
 def corpus_span(corpus: Corpus, record: StoreRecord) -> CorpusSpan | None:
@@ -166,14 +167,15 @@ def check_same_corpus(corpus: Corpus, store: Store) -> CorpusSpan:
 def _same_rows(corpus: Corpus, parts: Sequence[Part], store: Store) -> bool:
     """Return True when the corpus gives the content of the store's first span; missing parts are not compared."""
     spans = _with_captions(store.record.spans()[0], store.record)
-    with _index(corpus, parts, per_shard=store.record.rows_per_shard) as (tables, _):
+    with _index(corpus, parts, per_shard=_own_shards(store)) as (tables, _):
         if list(map(len, tables)) != [len(span.rows) for span in spans] or corpus.labels != spans[0].corpus.labels:
             return False
         # What the corpus decides; the other columns say what became of a row.
         columns = ["row", "key", "caption", "modality", "uri", "offset", "length", "image_rows", "caption_kind"]
+        files = PartFiles(store.root)
         for span, table in zip(spans, tables, strict=True):
             names = [*columns, *span.corpus.labels]
-            for shard in (shard for shard in span.shards if _is_there(store, shard)):
+            for shard in (shard for shard in span.shards if shard in files):
                 rows, stored = store.record.shard_rows(shard), read_part(store.root, shard)[0].select(names)
                 listed = table.slice(rows.start - span.rows.start, len(rows)).select(names)
                 if not listed.combine_chunks().equals(stored):
@@ -183,10 +185,13 @@ def _same_rows(corpus: Corpus, parts: Sequence[Part], store: Store) -> bool:
 
 @contextmanager
 def _index(
-    corpus: Corpus, parts: Sequence[Part], earlier: _Earlier | None = None, per_shard: int | None = None
+    corpus: Corpus,
+    parts: Sequence[Part],
+    earlier: _Earlier | None = None,
+    per_shard: Callable[[int], int] = rows_per_shard,
 ) -> Iterator[tuple[list[pa.Table], Overview]]:
     """The corpus as a table, numbered from `earlier.end` on, mapped from a file: it may be larger than memory; behind
-    it its further captions, if there are any, from the next boundary of `per_shard` rows on (of a new store: None)."""
+    it its further captions, if there are any, from the next boundary of `per_shard` rows on, a function of the rows."""
     earlier = earlier or _Earlier()
     with tempfile.TemporaryDirectory(prefix="mmkd-index-") as name:
         folder = Path(name)
@@ -229,7 +234,7 @@ def _index(
             rows, further = (
                 pa.ipc.open_stream(stack.enter_context(pa.memory_map(str(spool)))).read_all() for spool in spools
             )
-            size = per_shard or rows_per_shard(len(rows))
+            size = per_shard(len(rows))
             behind = list(caption_rows(further, rows, -(-(earlier.end + len(rows)) // size) * size))
             overview.further = sum(map(len, behind))
             yield [rows, *([pa.Table.from_batches(behind)] if behind else [])], overview

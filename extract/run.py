@@ -4,8 +4,9 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -17,7 +18,7 @@ from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors, remove_abandoned
 from mmkd.base.lock import only_writer
 from mmkd.base.places.remote import StorePath
 from mmkd.base.text import counted
-from mmkd.extract.cluster import dask_client, start_workers, workers_beside
+from mmkd.extract.cluster import dask_client, shards_in_hand, start_workers, workers_beside
 from mmkd.extract.config import ExtractConfig
 from mmkd.extract.corpora import Corpus
 from mmkd.extract.corpora.row import IMAGE_FAULT
@@ -30,8 +31,9 @@ from mmkd.extract.report import RunReport, ShardReport
 from mmkd.store import FeatureStore
 from mmkd.store.fold import fold
 from mmkd.store.inputs import shards_without_inputs
+from mmkd.store.layout import rows_per_shard
 from mmkd.store.ledger import unfold_entries
-from mmkd.store.record import Store
+from mmkd.store.record import Store, StoreRecord
 from mmkd.store.run_log import RunLog
 from mmkd.store.writer import add_teacher, note_encoding_error
 
@@ -45,11 +47,13 @@ def extract(config: ExtractConfig, say: Say = print) -> RunReport:
     described = config.described()
     # On a disk a new store is renamed to its place whole, so there is nothing to lock before.
     is_new = not (config.store / "zarr.json").is_file()
-    made = make_store(corpus, config.store) if is_new and isinstance(config.store, Path) else None
+    choose = partial(shard_rows, config)
+    made = make_store(corpus, config.store, choose) if is_new and isinstance(config.store, Path) else None
     cards = [card for _, card in described]
     keep = config.keep_inputs
     with only_writer(config.store, "mmkd extract"):
-        target = made or _prepared_store(corpus, config.store, say)
+        target = made or _prepared_store(corpus, config.store, choose, say)
+        refuse_other_shards(config, target.record)
         for recipe in config.recipes:
             target = append_pictures(target, recipe, say)
         for card in cards:
@@ -63,10 +67,9 @@ def extract(config: ExtractConfig, say: Say = print) -> RunReport:
             retries = plan_retries(sorted({row // store.record.rows_per_shard for row in failed}), cards, store.ledger)
         lacking = shards_without_inputs(target, keep) if keep is not None else frozenset()
         tasks = plan_tasks(store.record, cards, store.ledger, lacking, keep)
-        for line in overview.lines(cards) if (overview := read_overview(config.store)) else ():
+        overview = read_overview(config.store)
+        for line in (*(overview.lines(cards) if overview else ()), *_size_lines(store, len(tasks), config)):
             say(line)
-        rows, shards, to_do = counted(len(store), "row"), counted(store.shards, "shard"), counted(len(tasks), "shard")
-        say(f"{rows} in {shards} of {store.record.rows_per_shard}; {to_do} to do")
         if config.retry_failed:
             say(f"{counted(len(retries), 'shard')} with images that failed, to be tried again")
         if tasks or retries:
@@ -95,10 +98,17 @@ def extract(config: ExtractConfig, say: Say = print) -> RunReport:
     return report
 
 
-def _prepared_store(corpus: Corpus, root: StorePath, say: Say) -> Store:
+def _size_lines(store: FeatureStore, tasks: int, config: ExtractConfig) -> Iterator[str]:
+    own, hands = store.record.rows_per_shard, shards_in_hand(config.cluster)
+    yield f"{counted(len(store), 'row')} in {counted(store.shards, 'shard')} of {own}; {counted(tasks, 'shard')} to do"
+    if tasks and store.shards < hands and (smaller := rows_per_shard(len(store), hands)) < own:
+        yield f"{hands - store.shards} of {hands} workers get no shard; a new store would have {smaller} rows in each"
+
+
+def _prepared_store(corpus: Corpus, root: StorePath, per_shard: Callable[[int], int], say: Say) -> Store:
     """Return the store at `root`, with the sample parts that a repair dropped; a new one if there is none."""
     if not (root / "zarr.json").is_file():
-        return make_store(corpus, root)
+        return make_store(corpus, root, per_shard)
     store = Store.open(root)
     if restored := restore_parts(corpus, store) + restore_pictures(store):
         say(f"{restored} sample parts were missing and are listed again from the corpus")
@@ -133,19 +143,34 @@ def _do(
                 )
 
 
-def make_store(corpus: Corpus, root: StorePath) -> Store:
+def shard_rows(config: ExtractConfig, rows: int) -> int:
+    """Return the rows of a shard of a new store for `rows` rows: what the user says, or what keeps all workers busy."""
+    return config.rows_per_shard or rows_per_shard(rows, shards_in_hand(config.cluster))
+
+
+def refuse_other_shards(config: ExtractConfig, record: StoreRecord) -> None:
+    """Raise UserError if the user asks for shards that the store does not have."""
+    if config.rows_per_shard not in (None, record.rows_per_shard):
+        raise UserError(
+            f"--rows-per-shard is {config.rows_per_shard}, but {config.store} was made with {record.rows_per_shard} "
+            "for good; leave it out, or name a new store"
+        )
+
+
+def make_store(corpus: Corpus, root: StorePath, per_shard: Callable[[int], int] | None = None) -> Store:
     """Index the corpus beside `root`, then move the whole to its place: of several runs that start at once the first
-    wins. Behind a URL one run makes the store before others join. Raises CorpusError if the corpus cannot be read, or
-    the first run had another one; StoreError if `root` holds something else or cannot be written."""
+    wins. Behind a URL one run makes the store before others join. `per_shard`: as in `create_indexed_store`. Raises
+    CorpusError if the corpus cannot be read, or the first run had another one; StoreError if `root` holds something
+    else or cannot be written."""
     if not isinstance(root, Path):
-        return create_indexed_store(corpus, root)
+        return create_indexed_store(corpus, root, per_shard)
     strangers = sorted(path.name for path in root.iterdir() if path.name != "samples") if root.is_dir() else []
     if root.is_file() or (strangers and "zarr.json" not in strangers):
         found = strangers[0] if strangers else "a file"
         raise StoreError(f"{root} is not empty (found {found}) and not an mmkd store; name a new folder for the store")
     beside = folder_beside(root)
     try:
-        made = create_indexed_store(corpus, beside)
+        made = create_indexed_store(corpus, beside, per_shard)
         with disk_errors(root):
             try:
                 if not (root / "zarr.json").is_file() and (root / "samples").is_dir():

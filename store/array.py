@@ -2,20 +2,25 @@
 
 import errno
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from mmkd.base.errors import CorruptStoreError, UserError
+from mmkd.base.files import remove_file
 from mmkd.base.places.remote import in_parallel
+from mmkd.store.cache import Cache
 from mmkd.store.chunk import UnalignedError, can_map, map_runs, read_ahead
 from mmkd.store.encoding import decode_rows
 from mmkd.store.stored_array import StoredArray
 
+_ATTEMPTS = 3
 CACHE_BYTES = 64 << 20
 """Chunks of one remote array that are kept, so that reading rows in order fetches each chunk once."""
 
@@ -64,10 +69,29 @@ class ChunkedArray:
     """CRC32C of each shard's chunk; empty where the ledger vouches for none."""
     read_around: bool = True
     """As `mmkd.store.chunk.map_runs` takes it."""
+    cache: Cache | None = None
 
     def body(self, shard: int) -> NDArray[Any]:
-        """Return one chunk, (R, D) or (R,): checked against the ledger, or the fill value where there is none."""
-        return self.stored.read(shard, self.checksums[shard]) if self.checksums[shard] else self.stored.fill()
+        """Return one chunk, (R, D) or (R,): checked against the ledger, or the fill value where there is none. Raises
+        CorruptStoreError as `StoredArray.read`; StoreError if the cache cannot take it."""
+        crc, stored = self.checksums[shard], self.stored
+        if not crc:
+            return stored.fill()
+        for _ in range(_ATTEMPTS if self.cache is not None else 0):
+            path = self.fetch(shard)
+            with suppress(FileNotFoundError, ValueError):  # taken out by another process, or cut short
+                if f"{google_crc32c.value(path.read_bytes()):08x}" == crc:
+                    shape = stored.spec.shape(stored.per_shard)
+                    return np.asarray(np.memmap(path, stored.spec.stored, "r", shape=shape))
+            remove_file(path)
+        return stored.read(shard, crc)
+
+    def fetch(self, shard: int) -> Path:
+        """Return the file of the cache that holds the body of a chunk, fetched if it is not there. Raises as `body`."""
+        assert self.cache is not None
+        crc, stored = self.checksums[shard], self.stored
+        name = f"{stored.slug}-{stored.spec.name}-{shard:05d}-{crc}"
+        return self.cache.fetch(name, stored.chunk_bytes, lambda: stored.read(shard, crc).tobytes())
 
     def load(self) -> NDArray[Any]:
         """Return the whole array in memory, read-only. Raises CorruptStoreError as `StoredArray.read`."""
@@ -128,7 +152,8 @@ class RemoteRows(LazyRows):
         self._stored = array.stored
         self.shape = array.stored.spec.shape(array.rows)
         self.dtype = np.dtype(array.stored.spec.dtype)
-        self._cached = max(1, CACHE_BYTES // max(1, array.stored.chunk_bytes))
+        self._cached = array.cache.kept if array.cache else max(1, CACHE_BYTES // max(1, array.stored.chunk_bytes))
+        self._in_parallel = array.cache is None  # else what is needed is on disk
         self._chunk = lru_cache(maxsize=self._cached)(array.body)
 
     def _gather(self, rows: Any) -> NDArray[Any]:
@@ -139,7 +164,8 @@ class RemoteRows(LazyRows):
         wanted = np.unique(shards).tolist()
         for start in range(0, len(wanted), self._cached):
             some = wanted[start : start + self._cached]
-            for shard, body in zip(some, in_parallel(self._chunk, some, self._stored.root), strict=True):
+            bodies = in_parallel(self._chunk, some, self._stored.root if self._in_parallel else Path())
+            for shard, body in zip(some, bodies, strict=True):
                 here = shards == shard
                 out[here] = body[flat[here] - shard * self._stored.per_shard]
         return out.reshape(*picked.shape, *self.shape[1:])
@@ -154,7 +180,7 @@ def consecutive(features: FeatureArray, rows: slice) -> NDArray[Any]:
 class DecodedRows(LazyRows):
     """int8 codes (N, D) and their scales (N,), NaN where missing, as float32 values that are decoded on access."""
 
-    def __init__(self, codes: NDArray[np.int8] | LazyRows, scales: NDArray[np.float32]) -> None:
+    def __init__(self, codes: FeatureArray, scales: FeatureArray) -> None:
         self.codes = codes
         self.scales = scales
         self.shape = codes.shape

@@ -27,6 +27,10 @@ CRC_BYTES = 4
 _MAP_FIXED = 0x10  # the same on Linux and macOS; Python's mmap does not name it
 _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
 _MADV_RANDOM, _MADV_WILLNEED = 1, 3
+_PROCESS_MADVISE = 440
+"""System call, the same number on all architectures since Linux 5.10."""
+_RANGES_AT_ONCE = 1024
+_LOOKED_AT = 32
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
@@ -172,6 +176,34 @@ def read_ahead(values: NDArray[Any]) -> NDArray[Any]:
         # Advice only: errors for memory that is not a file map do not matter.
         _libc().madvise(first, start + values.nbytes - first, _MADV_WILLNEED)
     return values
+
+
+def ask_for_rows(address: int, row_bytes: int, rows: NDArray[np.int64]) -> int:
+    """Have the kernel read the pages of some rows of a mapped array, all at a time: page faults come one by one, and
+    leave a disk idle. Nothing is asked for when the first rows are in memory. Returns how many rows were asked for; it
+    is advice, so that a system which does not take it changes nothing."""
+    if sys.platform != "linux" or not hasattr(os, "pidfd_open") or not len(rows):
+        return 0
+    libc, first = _libc(), (address + rows * row_bytes).astype(np.uint64)
+    start = first & ~np.uint64(mmap.PAGESIZE - 1)
+    ranges = np.stack([start, first + np.uint64(row_bytes) - start], axis=1)
+    if all(_is_resident(libc, *one) for one in ranges[:_LOOKED_AT].tolist()):
+        return 0
+    process = os.pidfd_open(os.getpid())
+    try:
+        for part in range(0, len(ranges), _RANGES_AT_ONCE):
+            some = np.ascontiguousarray(ranges[part : part + _RANGES_AT_ONCE])
+            places = ctypes.c_void_p(some.ctypes.data)
+            libc.syscall(_PROCESS_MADVISE, process, places, ctypes.c_size_t(len(some)), _MADV_WILLNEED, 0)
+    finally:
+        os.close(process)
+    return len(rows)
+
+
+def _is_resident(libc: ctypes.CDLL, start: int, length: int) -> bool:
+    states = (ctypes.c_ubyte * (-(-length // mmap.PAGESIZE)))()
+    failed = libc.mincore(ctypes.c_void_p(start), ctypes.c_size_t(length), states)
+    return failed == 0 and all(state & 1 for state in states)
 
 
 def _anonymous_file(data: bytes) -> int:

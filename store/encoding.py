@@ -2,6 +2,7 @@
 8-bit codes and one float32 scale: value = code * scale, with scale = max|value| / 127 of the row (symmetric "absmax"
 quantization, Dettmers et al. 2022, arXiv:2208.07339, section 2, row by row), NaN for a missing row."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +115,13 @@ def decode_rows(arrays: list[NDArray[Any]]) -> NDArray[np.floating[Any]]:
         return arrays[0]
     codes, scale = arrays
     return np.asarray(codes.astype(np.float32) * scale[..., None].astype(np.float32))
+
+
+def all_errors(parts: Iterable[tuple[CosineError | None, int]]) -> CosineError:
+    """Return the error over parts of a known number of sound rows each; None where there is none."""
+    known = [(error, rows) for error, rows in parts if error is not None]
+    mean = sum(error.mean * rows for error, rows in known) / max(sum(rows for _, rows in known), 1)
+    return CosineError(mean=float(f"{mean:.2e}"), worst=max((error.worst for error, _ in known), default=0.0))
 
 
 def cosine_error(

@@ -128,6 +128,15 @@ def read_file(path: StorePath, most: int | None = None) -> bytes:
         return path.read_bytes()
 
 
+def read_range(path: StorePath, start: int, length: int) -> bytes:
+    """Return at most `length` bytes of a file from `start` on. Raises OSError."""
+    if isinstance(path, RemotePath):
+        return path.read_range(start, length)
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(length)
+
+
 def list_part(root: StorePath, folder: str, pattern: str = "*") -> Sequence[StorePath]:
     """Return files and folders directly below `root/folder`, sorted. Raises NotAStoreError if there is no store at
     `root` any more; StoreError, UnreachableError if the folder cannot be listed."""

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from mmkd.base.errors import CorruptStoreError, UserError
 from mmkd.base.files import remove_file, write_atomically
-from mmkd.base.places.remote import RemotePath, StorePath
+from mmkd.base.places.remote import RemotePath, StorePath, in_parallel
 from mmkd.store.hierarchy import Document, encode_sealed, list_part, read_file, read_sealed
 from mmkd.store.layout import TOWERS
 from mmkd.store.record import Store
@@ -94,7 +94,7 @@ def checked_inputs(root: StorePath, entry: InputsEntry) -> bytes:
 
 def read_inputs_ledger(root: StorePath) -> dict[int, InputsEntry]:
     """Return entries by shard, in order. Raises CorruptStoreError if one cannot be read."""
-    entries = (_read_entry(path) for path in list_part(root, "inputs", "*.json"))
+    entries = in_parallel(_read_entry, list_part(root, "inputs", "*.json"), root)
     return {entry.shard: entry for entry in entries}
 
 
@@ -123,7 +123,7 @@ class Inputs:
 
     def __init__(self, store: Store) -> None:
         self.root, self.rows_per_shard = store.root, store.record.rows_per_shard
-        self.entries = read_inputs_ledger(store.root)
+        self.entries, self.cache = read_inputs_ledger(store.root), store.cache
         self._columns: dict[int, pa.Array] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -136,21 +136,35 @@ class Inputs:
         return next((entry.size for entry in self.entries.values()), None)
 
     def lacking(self, rows: NDArray[np.int64]) -> list[int]:
-        """Return shards of these grid rows, int64 (n,), that have no inputs."""
-        return sorted(set((rows // self.rows_per_shard).tolist()) - self.entries.keys())
+        """Return shards of these grid rows, int64 (n,) in ascending order, that have no inputs."""
+        if not len(rows):
+            return []
+        shards = np.arange(rows[0] // self.rows_per_shard, rows[-1] // self.rows_per_shard + 1)
+        first, end = (np.searchsorted(rows, edges * self.rows_per_shard) for edges in (shards, shards + 1))
+        return sorted(set(shards[first < end].tolist()) - self.entries.keys())
 
     def jpeg(self, row: int) -> memoryview | None:
         """Return the JPEG of one row, None when its image is not sound. Raises CorruptStoreError if the file is
         damaged."""
         shard, place = divmod(row, self.rows_per_shard)
         if shard not in self._columns:
-            self._columns[shard] = _map_inputs(self.root, shard, self.entries[shard]).column("jpeg").chunk(0)
+            if self.cache is not None and len(self._columns) >= self.cache.kept:
+                self._columns.pop(next(iter(self._columns)))
+            path = self.root / inputs_file(shard) if self.cache is None else self.fetch(shard)
+            self._columns[shard] = _map_inputs(path, self.entries[shard]).column("jpeg").chunk(0)
         value = self._columns[shard][place]
         return memoryview(value.as_buffer()) if value.is_valid else None
 
+    def fetch(self, shard: int) -> Path:
+        """Return the file of the cache that holds a shard's inputs, fetched if it is not there. Raises as
+        `checked_inputs`; StoreError if the cache cannot take it."""
+        assert self.cache is not None
+        entry = self.entries[shard]
+        name = f"inputs-{shard:05d}-{entry.crc32c}"
+        return self.cache.fetch(name, entry.bytes, lambda: checked_inputs(self.root, entry))
 
-def _map_inputs(root: StorePath, shard: int, entry: InputsEntry) -> pa.Table:
-    path = root / inputs_file(shard)
+
+def _map_inputs(path: StorePath, entry: InputsEntry) -> pa.Table:
     try:
         if not isinstance(path, RemotePath) and not path.is_file():  # mapping a pipe would block
             raise CorruptStoreError(f"{path} is missing or no file, although its entry vouches for it")
@@ -174,7 +188,8 @@ def inputs_faults(store: Store, shards: Collection[int]) -> Iterator[tuple[str, 
             if entry.shard not in shards:
                 continue
             checked_inputs(store.root, entry)
-            table, (part, _) = _map_inputs(store.root, entry.shard, entry), read_part(store.root, entry.shard)
+            table = _map_inputs(store.root / inputs_file(entry.shard), entry)
+            part, _ = read_part(store.root, entry.shard)
         except (CorruptStoreError, OSError) as error:
             yield name, str(error)
             continue

@@ -13,18 +13,20 @@ MIN_ROWS_PER_SHARD = 256
 MAX_SHARDS = 1 << 20
 """Maximum shards of a store: 17 billion rows at the usual size. More is an attack or an accident."""
 SHARDS_PER_PACK = 32
-"""Half a million rows at the usual size: packs of half a gigabyte for 512 float16 values."""
+"""Of large shards, or few: half a million rows at most, half a gigabyte for 512 float16 values."""
 MAX_SHARDS_PER_PACK = 4096
 FOLDED_SHARDS = 1000
 """Shards whose ledger entries are folded into one file."""
+FOLDED_PARTS = 64
+"""Shards whose sample parts are folded into one file, once all of them are finished: a million rows at most."""
 MAX_DIM = 1 << 14
 """Width of a feature; a shard's chunk then stays below 1 GiB."""
 
 Encoding = Literal["float16", "float32", "int8"]
 ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
 """How features lie in arrays; see `mmkd.store.encoding`."""
-CODECS = ("zstd", "blosc", "gzip")
-"""Compression of an archive. zstd: level 19. blosc: zstd of bit-shuffled values, level 9. gzip: level 9. CRC32C comes
+CODECS = ("blosc", "zstd", "gzip")
+"""Compression of an archive. blosc: zstd of byte-shuffled values, level 5. zstd: level 19. gzip: level 9. CRC32C comes
 last in each."""
 
 Tower = Literal["image", "text"]
@@ -43,10 +45,24 @@ PAIR_SOUND = IMAGE_SOUND | TEXT_SOUND
 _SLUG = re.compile(r"[a-z0-9][a-z0-9_.+-]{0,63}")
 
 
-def rows_per_shard(rows: int) -> int:
-    """Return a power of two from 256 to 16384 that gives about eight shards to `rows` rows."""
+def rows_per_shard(rows: int, workers: int = 1) -> int:
+    """Return a power of two from 256 to 16384: the largest that gives `rows` rows about eight shards, and each of
+    `workers` at least four of equal length with a tenth of their time idle at most. Smaller shards end where the format
+    could hold only eight times as many."""
     power = 1 << max(0, (math.ceil(rows / 8) - 1).bit_length())
-    return min(MAX_ROWS_PER_SHARD, max(MIN_ROWS_PER_SHARD, power))
+    chosen = min(MAX_ROWS_PER_SHARD, max(MIN_ROWS_PER_SHARD, power))
+    while chosen > MIN_ROWS_PER_SHARD and (shards := shard_count(rows, chosen)) < MAX_SHARDS // 16:
+        rounds = -(-shards // workers)
+        if shards >= 4 * workers and 10 * rounds * workers <= 11 * shards:
+            break
+        chosen //= 2
+    return chosen
+
+
+def shards_per_pack(rows: int, per_shard: int) -> int:
+    """Return a power of two: as many rows in a pack for small shards as for large ones, unless there are fewer."""
+    whole = SHARDS_PER_PACK * MAX_ROWS_PER_SHARD // per_shard
+    return min(whole, max(SHARDS_PER_PACK, 1 << (shard_count(rows, per_shard) - 1).bit_length()))
 
 
 def shard_count(rows: int, per_shard: int) -> int:
@@ -70,6 +86,11 @@ def check_slug(slug: str, *, what: str = "teacher") -> str:
 
 def sample_part(shard: int) -> str:
     return f"samples/{shard:05d}.parquet"
+
+
+def folded_parts(shard: int) -> str:
+    """Return the file that holds the folded sample parts of a shard and its neighbors."""
+    return f"samples/folded/{shard // FOLDED_PARTS:05d}.parquet"
 
 
 def teacher_group(slug: str) -> str:

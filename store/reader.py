@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from numpy.typing import NDArray
 
 from mmkd.base.errors import CorruptStoreError, NotAStoreError, StoreError, UserError
-from mmkd.base.places.remote import RemotePath, StorePath, as_root, in_parallel
+from mmkd.base.files import list_folder, walk_files
+from mmkd.base.places.remote import RemotePath, StorePath, as_root, in_parallel, name_in
 from mmkd.base.process import free_memory
 from mmkd.base.text import counted, html_table
 from mmkd.store.array import ChunkedArray, DecodedRows, FeatureArray
 from mmkd.store.card import TeacherCard, read_card, read_cards
 from mmkd.store.encoding import VALID, ArraySpec
-from mmkd.store.layout import TOWERS, Tower, sample_part
+from mmkd.store.hierarchy import is_there
+from mmkd.store.layout import TOWERS, Tower
 from mmkd.store.ledger import LedgerEntry, read_ledger
 from mmkd.store.record import Store, StoreRecord, read_record
-from mmkd.store.samples import read_samples, sample_dataset
+from mmkd.store.samples import count_samples, read_samples, sample_dataset, sample_schema
 from mmkd.store.selections import apply_selection, read_selection
 from mmkd.store.stored_array import StoredArray
 from mmkd.store.verify import VerifyReport, verify
@@ -134,6 +137,13 @@ class FeatureStore(Store):
                     f"{self.root} has ledger entries of teacher {slug}, but no card: copy teachers/{slug} again, or "
                     "drop the entries with `mmkd store verify --repair`"
                 )
+        if not entries and isinstance(self.root, Path) and not is_there(self.root / "ledger"):
+            packs = ((self.root / VALID.pack(slug, 0)).parent for slug in self.teachers)
+            if found := next((name_in(self.root, folder) for folder in packs if list_folder(folder)), None):
+                raise CorruptStoreError(
+                    f"{self.root} was not copied whole: it has {found} and no folder ledger, which says what is in it; "
+                    "copy it again, or delete teachers/ and extract again"
+                )
         self._refuse_replaced(entries)
         return entries
 
@@ -175,9 +185,11 @@ class FeatureStore(Store):
         """Return the features of one tower as `image` does. Raises UserError if the teacher has no such tower."""
         if (slug, tower) not in self._features:
             values, *scales = (self.array(slug, spec) for spec in self.card(slug).tower_arrays(tower))
-            opened = values.open()
+            opened: FeatureArray = values.open()
+            if scales:
+                opened = DecodedRows(opened, scales[0].open() if self.cache is not None else scales[0].load())
             # Concurrent first threads may open it twice; all use one of the two.
-            self._features.setdefault((slug, tower), DecodedRows(opened, scales[0].load()) if scales else opened)
+            self._features.setdefault((slug, tower), opened)
         return self._features[slug, tower]
 
     def valid(self, slug: str) -> NDArray[np.uint8]:
@@ -208,12 +220,13 @@ class FeatureStore(Store):
     def sample_table(self, columns: list[str] | None = None, filter: pads.Expression | None = None) -> pa.Table:  # noqa: A002
         """Return rows of the sample table in grid order. Raises UserError, which lists the store's columns, for an
         unknown one; CorruptStoreError if a part is missing or damaged."""
-        dataset = self.samples
-        known = dataset.schema.names
+        known = sample_schema(self.record.labels).names
         for column in columns or ():
             if column not in known:
                 raise UserError(f"{self.root} has no sample column {column!r}; it has {', '.join(known)}")
-        return read_samples(self.root, dataset, columns=columns, filter=filter).combine_chunks()
+        with suppress(CorruptStoreError):  # perhaps of parts that were folded since they were listed
+            return read_samples(self.root, self.samples, columns=columns, filter=filter).combine_chunks()
+        return read_samples(self.root, self.samples, columns=columns, filter=filter).combine_chunks()
 
     def verify(self, deep: bool = False, sample: int | None = None, seed: int = 0) -> VerifyReport:
         """See `mmkd.store.verify.verify`."""
@@ -222,8 +235,9 @@ class FeatureStore(Store):
     def summary(self) -> StoreSummary:
         """Count rows, shards, failures and bytes. Reads the ledger and two columns of the sample table. Raises
         CorruptStoreError if the sample table cannot be read."""
-        table = self.sample_table(["status", "reason"])
-        parts = [self.root / sample_part(shard) for shard in range(self.shards)]
+        self._refuse_replaced(self.__dict__.get("ledger", {}))
+        counts = count_samples(self)
+        parts = walk_files(self.root / "samples", "*.parquet")
         return StoreSummary(
             root=str(self.root),
             rows=len(self),
@@ -231,8 +245,8 @@ class FeatureStore(Store):
             shards=self.shards,
             corpus=", ".join(span.corpus.location for span in self.record.spans()),
             created=self.record.created,
-            status=_counts(table["status"]),
-            reasons=_counts(table["reason"].drop_null()),
+            status=counts["status"],
+            reasons=counts["reason"],
             teachers={slug: self._teacher_summary(slug) for slug in self.teachers},
             sample_bytes=sum(in_parallel(lambda part: part.stat().st_size, parts, self.root)),
         )
@@ -254,7 +268,7 @@ class FeatureStore(Store):
         self._refuse_replaced(self.ledger)
         entries = (self.ledger.get((shard, slug)) for shard in range(self.shards))
         checksums = tuple(entry.crc32c(spec) if entry else "" for entry in entries)
-        return ChunkedArray(StoredArray(self, slug, spec), len(self), checksums, self._fits_in_memory)
+        return ChunkedArray(StoredArray(self, slug, spec), len(self), checksums, self._fits_in_memory, self.cache)
 
     @cached_property
     def _fits_in_memory(self) -> bool:
@@ -275,8 +289,3 @@ def _reopen(path: str, record: StoreRecord) -> FeatureStore:
     if not record.is_start_of(store.record):
         raise StoreError(f"{path} was replaced by another store since it was opened; open it again")
     return store
-
-
-def _counts(column: pa.ChunkedArray) -> dict[str, int]:
-    pairs = [(pair["values"], pair["counts"]) for pair in pc.value_counts(column).to_pylist()]
-    return dict(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from mmkd.base.errors import FormatVersionError, NotAStoreError, UnreachableError
 from mmkd.base.places.remote import RemotePath, StorePath, as_root
+from mmkd.store.cache import Cache
 from mmkd.store.card import TeacherCard
 from mmkd.store.hierarchy import Document, is_there, own_attributes, parse_document, read_json, sealed_content
 from mmkd.store.layout import (
@@ -163,6 +164,9 @@ class StoreRecord(Document):
 
 class Store:
     """Place and record of a store, for writing and checking it; cheap to send to a worker."""
+
+    cache: Cache | None = None
+    """Where what is read of a store behind a URL is kept; set it before anything is read."""
 
     def __init__(self, root: StorePath, record: StoreRecord) -> None:
         self.root = root

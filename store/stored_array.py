@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from mmkd.base.errors import CorruptStoreError
 from mmkd.base.files import list_folder
-from mmkd.base.places.remote import RemotePath, StorePath
+from mmkd.base.places.remote import StorePath
 from mmkd.store.chunk import CRC_BYTES, Run, read_body
 from mmkd.store.encoding import ArraySpec
+from mmkd.store.hierarchy import read_range
 from mmkd.store.record import Store
 
 Index = tuple[int | None, ...]
@@ -128,7 +129,7 @@ class StoredArray:
                 self._indexes[number] = index = self._read_index(name)
             if (start := index[place]) is None:
                 raise CorruptStoreError(f"{name} has no chunk of shard {shard} although the ledger vouches for it")
-            data = self._range(name, start, self.chunk_bytes)
+            data = read_range(self.root / name, start, self.chunk_bytes)
         except OSError as error:
             raise CorruptStoreError(_unreadable(name, shard, error)) from error
         if (found := f"{google_crc32c.value(data):08x}") != crc32c:
@@ -141,16 +142,8 @@ class StoredArray:
     def _read_index(self, name: str) -> Index:
         size, length = (self.root / name).stat().st_size, index_bytes(self.per_pack)
         # What is shorter is not opened: a pipe would block.
-        data = self._range(name, size - length, length) if size >= length else b""
+        data = read_range(self.root / name, size - length, length) if size >= length else b""
         return decode_index(data, size, self.per_pack, self.chunk_bytes, name)
-
-    def _range(self, name: str, start: int, length: int) -> bytes:
-        path = self.root / name
-        if isinstance(path, RemotePath):
-            return path.read_range(start, length)
-        with path.open("rb") as file:
-            file.seek(start)
-            return file.read(length)
 
     def runs(self, wanted: Sequence[bool]) -> Iterator[Run]:
         """Yield the files' parts that hold the chunks, on disk, in order of shards; those that are not `wanted`, one

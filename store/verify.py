@@ -15,16 +15,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmkd.base.errors import CorruptStoreError
-from mmkd.base.files import TEMPORARY_SUFFIX, remove_file, temporary_files, walk_files
+from mmkd.base.files import TEMPORARY_SUFFIX, list_folder, remove_file, temporary_files, walk_files
 from mmkd.base.lock import only_writer
 from mmkd.base.places.remote import StorePath, name_in
 from mmkd.store.card import TeacherCard, read_card, teacher_folders
-from mmkd.store.hierarchy import document_fault, group_document, list_part, read_json, write_document
+from mmkd.store.folded_parts import folded_end, read_folded_parts
+from mmkd.store.hierarchy import document_fault, group_document, list_part, read_json, read_range, write_document
 from mmkd.store.inputs import inputs_faults
-from mmkd.store.layout import folded_entries, ledger_entry, sample_part, teacher_group
+from mmkd.store.layout import folded_entries, folded_parts, ledger_entry, sample_part, teacher_group
 from mmkd.store.ledger_check import EntryCheck, drop_entries, scan_ledger
 from mmkd.store.record import Store, read_record
-from mmkd.store.samples import read_part, sample_schema
+from mmkd.store.samples import read_part, sample_schema, unfold_parts
 from mmkd.store.selections import FOLDER as SELECTIONS
 from mmkd.store.selections import selection_faults, selection_names
 from mmkd.store.writer import array_documents, iter_shards
@@ -94,6 +95,7 @@ def verify(root: StorePath, deep: bool = False, sample: int | None = None, seed:
     if cards:
         findings += _check_document(root, "teachers/zarr.json", group_document())
     checksums: dict[int, str] = {}
+    findings += _check_folded(store, shards)
     findings += _check_parts(store, shards, checksums)
     scan = scan_ledger(root)
     entries = scan.entries()
@@ -179,9 +181,27 @@ def _check_parts(store: Store, shards: Collection[int], checksums: dict[int, str
         yield Problem("samples", what)
 
 
+def _check_folded(store: Store, shards: Collection[int]) -> Iterator[Problem]:
+    """Judge folded files: if all shards of one are looked at, its footer has to be that of its parts."""
+    for path in list_folder(store.root / "samples/folded", "*.parquet"):
+        file = name_in(store.root, path)
+        try:
+            places = read_folded_parts(path).places
+            if set(shards) >= places.keys():
+                parts = {shard: read_range(path, place.offset, place.length) for shard, place in places.items()}
+                start = sum(map(len, parts.values()))
+                if read_range(path, start, path.stat().st_size - start) != folded_end(parts):
+                    raise CorruptStoreError("its footer is not that of its parts")
+                if other := next((shard for shard in parts if folded_parts(shard) != file), None):
+                    raise CorruptStoreError(f"it holds the part of shard {other}, which belongs elsewhere")
+        except (CorruptStoreError, OSError, pa.ArrowException) as error:
+            yield Problem(file, f"{file}: {error}")
+
+
 def _orphans(store: Store, ledger: set[str], accounted: Iterable[str]) -> Iterator[str]:
     """Yield files in our folders that neither the ledger nor the hierarchy accounts for."""
-    known = {*(sample_part(shard) for shard in range(store.shards)), *ledger, *accounted}
+    known = {name(shard) for shard in range(store.shards) for name in (sample_part, folded_parts)}
+    known |= {*ledger, *accounted}
     selections = tuple(f"{SELECTIONS}/{name}/" for name in selection_names(store.root))
     inputs = [path.name.removesuffix(".json") for path in list_part(store.root, "inputs", "*.json")]
     known |= {f"inputs/{stem}{suffix}" for stem in inputs for suffix in (".json", ".arrow")}
@@ -196,6 +216,15 @@ def _orphans(store: Store, ledger: set[str], accounted: Iterable[str]) -> Iterat
 def repair(root: StorePath, report: VerifyReport) -> tuple[str, ...]:
     """Drop or write again what a recent `report` names; return lines about it. Raises StoreError, BusyStoreError."""
     with only_writer(root, "mmkd store verify --repair"):
+        done: list[str] = []
+        # A folded file of which something is damaged goes, its parts stay: only what is damaged is lost.
+        rows = {folded_parts(bad.shard) for bad in report.findings if bad.shard is not None and bad.teacher is None}
+        rows |= {bad.file for bad in report.findings}
+        for path in list_folder(root / "samples/folded", "*.parquet"):
+            if (name := name_in(root, path)) in rows:
+                unfold_parts(Store.open(root), name)
+                done.append(f"unfolded {name}")
+        report = verify(root, report.deep) if done else report
         # Where its teacher is unknown, no shard of these features can be kept.
         blamed = [(bad.shard, bad.teacher) for bad in report.findings if (bad.shard, bad.teacher) != (None, None)]
         doomed = {
@@ -204,7 +233,7 @@ def repair(root: StorePath, report: VerifyReport) -> tuple[str, ...]:
             if any(shard in (None, entry.shard) and slug in (None, entry.teacher) for shard, slug in blamed)
         }
         # Entries first: a kill in between leaves shards without an entry, never entries without a shard.
-        done = drop_entries(root, doomed)
+        done += drop_entries(root, doomed)
         files = dict.fromkeys(filter(None, map(_file_to_drop, report.findings)))
         done += [f"dropped {name}" for name in sorted(files, key=lambda name: name[:7]) if _drop(root / name)]
         broken = {finding.file for finding in report.findings if finding.shard is None and finding.file not in files}

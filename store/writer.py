@@ -17,16 +17,17 @@ from mmkd.base.lock import LOCK_FILE, only_writer
 from mmkd.base.places.remote import StorePath
 from mmkd.store.card import TeacherCard, read_card, read_cards
 from mmkd.store.chunk import encode_chunk, pad_rows
-from mmkd.store.encoding import VALID, ArraySpec, CosineError, cosine_error, decode_rows, encode_rows
-from mmkd.store.hierarchy import array_document, encode_document, group_document, is_there, write_document
+from mmkd.store.encoding import VALID, ArraySpec, CosineError, all_errors, cosine_error, decode_rows, encode_rows
+from mmkd.store.hierarchy import array_document, encode_document, group_document, write_document
 from mmkd.store.layout import (
     FORMAT_VERSION,
-    SHARDS_PER_PACK,
+    MAX_SHARDS,
     SOUND_BIT,
     Tower,
     rows_per_shard,
     sample_part,
     shard_count,
+    shards_per_pack,
     teacher_group,
 )
 from mmkd.store.ledger import (
@@ -38,7 +39,7 @@ from mmkd.store.ledger import (
     write_entry,
 )
 from mmkd.store.record import CorpusRecord, Store, StoreRecord, read_record
-from mmkd.store.samples import encode_part, read_part, sample_schema, with_labels, write_part
+from mmkd.store.samples import PartFiles, encode_part, read_part, sample_schema, with_labels, write_part
 
 
 @dataclass(frozen=True)
@@ -57,20 +58,28 @@ def create_store(
     root: StorePath,
     corpus: CorpusRecord,
     index: pa.Table,
-    shards_per_pack: int = SHARDS_PER_PACK,
+    per_shard: int | None = None,
+    per_pack: int | None = None,
     *,
     further: Sequence[tuple[CorpusRecord, pa.Table]] = (),
 ) -> Store:
-    """Create a store for an indexed corpus. `index`: one row per input in grid order, columns of `sample_schema`.
-    `shards_per_pack`: a power of two. `further`: corpora behind it, numbered from shard boundaries on. Raises
-    StoreError if `root` cannot be written, or holds anything but an interrupted `create_store`."""
+    """Create a store for an indexed corpus. `index`: one row per input in grid order, columns of `sample_schema`. Rows
+    in a shard, shards in a pack: powers of two; chosen by the rows when not given. `further`: corpora behind it,
+    numbered from shard boundaries on. Raises StoreError if `root` cannot be written, or holds anything but an
+    interrupted `create_store`; UserError for more shards than a store may have."""
     refuse_strangers(root)
-    per_shard = rows_per_shard(corpus.rows)
+    per_shard = per_shard or rows_per_shard(corpus.rows)
+    rows = _grid_end(0, [corpus, *(more for more, _ in further)], per_shard)
+    if shard_count(rows, per_shard) > MAX_SHARDS:
+        raise UserError(
+            f"{rows:,} rows are more than {MAX_SHARDS:,} shards of {per_shard:,}, which a store may have; use larger "
+            "shards, or a store for each part of the corpus"
+        )
     record = StoreRecord(
         format=FORMAT_VERSION,
-        rows=_grid_end(0, [corpus, *(more for more, _ in further)], per_shard),
+        rows=rows,
         rows_per_shard=per_shard,
-        shards_per_pack=shards_per_pack,
+        shards_per_pack=per_pack or shards_per_pack(corpus.rows, per_shard),
         corpus=corpus,
         appended=tuple(more for more, _ in further),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -144,9 +153,9 @@ def first_new_row(record: StoreRecord) -> int:
 def finish_append(store: Store) -> None:
     """Bring older sample parts and array documents to the record, as after an interrupted `append_rows`."""
     schema = sample_schema(store.record.labels)
-    unfolded = False
+    unfolded, files = False, PartFiles(store.root)
     for shard in range(store.shards):
-        if not is_there(store.root / sample_part(shard)):
+        if shard not in files:
             continue  # dropped by a repair: the next extraction lists it again
         table, _ = read_part(store.root, shard)
         if table.schema.equals(schema):
@@ -245,12 +254,7 @@ def note_encoding_error(store: Store, slug: str) -> None:
         return
     measured = {}
     for tower in card.towers:
-        found = ((getattr(entry, f"{tower}_error"), entry.sound_rows(tower)) for entry in entries)
-        errors = [(error, rows) for error, rows in found if error is not None]
-        rows = sum(count for _, count in errors)
-        mean = sum(error.mean * count for error, count in errors) / max(rows, 1)
-        worst = max((error.worst for error, _ in errors), default=0.0)
-        measured[tower] = CosineError(mean=float(f"{mean:.2e}"), worst=worst)
+        measured[tower] = all_errors((getattr(entry, f"{tower}_error"), entry.sound_rows(tower)) for entry in entries)
     if card.encoding_error != measured:
         noted = card.model_copy(update={"encoding_error": measured})
         write_document(store.root / teacher_group(slug) / "zarr.json", group_document(noted.model_dump(mode="json")))

@@ -9,6 +9,9 @@ import hashlib
 import json
 import math
 import struct
+from collections import Counter
+from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -95,15 +98,36 @@ def grid(record: dict[str, Any]) -> tuple[list[int], dict[int, list[str]]]:
     return inputs, asked
 
 
+def sample_part(root: Path, shard: int) -> bytes:
+    """Sections 5 and 5.1: a part from its own file, or else from the folded one, which is one Parquet file of all."""
+    if (path := root / f"samples/{shard:05d}.parquet").exists():
+        return path.read_bytes()
+    path = root / f"samples/folded/{shard // 64:05d}.parquet"
+    start, length = folded_parts(path)[str(shard)]
+    return path.read_bytes()[start : start + length]
+
+
+@cache
+def folded_parts(path: Path) -> dict[str, list[int]]:
+    """Section 5.1: where the parts lie, after a look at what else the footer says."""
+    own = json.loads(pq.read_metadata(path).metadata[b"mmkd"])
+    assert list(own["parts"]) == sorted(own["parts"], key=int)
+    assert [start for start, _ in own["parts"].values()] == [0, *accumulate(n for _, n in own["parts"].values())][:-1]
+    table = pq.read_table(path, columns=["status", "reason"], page_checksum_verification=True)
+    for name in ("status", "reason"):
+        assert own[name] == Counter(value for value in table[name].to_pylist() if value is not None)
+    return own["parts"]  # type: ignore[no-any-return]
+
+
 def read_store(root: Path) -> dict[str, Any]:
     """Features keyed `slug/tower`, `valid` bits keyed by slug, and the rows under ''."""
     record = group(root / "zarr.json")
     assert record["format"] == 2
     n, r, packed = record["rows"], record["rows_per_shard"], record["shards_per_pack"]
     out: dict[str, Any] = {"": []}
-    parts = [root / f"samples/{s:05d}.parquet" for s in range(-(-n // r))]
+    parts = [sample_part(root, s) for s in range(-(-n // r))]
     for part in parts:
-        out[""] += pq.read_table(part).to_pylist()
+        out[""] += pq.read_table(pa.BufferReader(part)).to_pylist()
     inputs, asked = grid(record)
     entries = ledger(root)
     assert [row["row"] for row in out[""]] == inputs
@@ -128,7 +152,7 @@ def read_store(root: Path) -> dict[str, Any]:
             if (entry := entries.get((s, folder.name))) is None:
                 continue
             assert (entry["shard"], entry["teacher"], entry["teacher_digest"]) == (s, folder.name, card["digest"])
-            assert entry["samples_sha256"] == hashlib.sha256(part.read_bytes()).hexdigest()
+            assert entry["samples_sha256"] == hashlib.sha256(part).hexdigest()
             assert entry["rows"] == sum(s * r <= row < (s + 1) * r for row in inputs)
             rows = slice(s * r, (s + 1) * r)
             valid[rows] = chunk(folder / "valid", s, packed, "uint8", (r,), entry["valid_crc32c"])
@@ -166,7 +190,7 @@ def read_inputs(root: Path) -> dict[int, bytes | None]:
         data = (root / f"inputs/{shard:05d}.arrow").read_bytes()
         assert (entry["shard"], entry["bytes"], entry["crc32c"]) == (shard, len(data), f"{crc32c(data):08x}")
         table = pa.ipc.open_file(data).read_all()
-        part = pq.read_table(root / f"samples/{shard:05d}.parquet", columns=["row", "image_sha256"])
+        part = pq.read_table(pa.BufferReader(sample_part(root, shard)), columns=["row", "image_sha256"])
         assert table["row"].to_pylist() == part["row"].to_pylist()
         assert len(table) == entry["rows"] == entry["images"] + table["jpeg"].null_count
         out |= dict(zip(table["row"].to_pylist(), table["jpeg"].to_pylist(), strict=True))

@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from mmkd.base import duplicates
 from mmkd.store import FeatureStore
 from mmkd.store.convert import importing, rows
@@ -58,16 +56,26 @@ def choosing_peak(root: Path) -> int:
     return peak(partial(rows.chosen_rows, store, keys))
 
 
-def kept_by_pairs(root: Path) -> tuple[float, int]:
-    """By how much private memory grew to find all pairs of a store, and the bytes that Arrow has in use for them."""
-    from mmkd.distill.pairs import find_pairs
+def kept_by_pairs(root: Path) -> tuple[int, int]:
+    """By how much private memory grew to make the pairs of a store, and to map them."""
+    import torch
 
-    store = FeatureStore.open(root)
-    find_pairs(store, "key = 'PMC000000001_F1'")  # imports, and threads with their caches
-    before = private_bytes()
-    pairs = find_pairs(store, "")
-    assert len(pairs.rows) == len(store)
-    return private_bytes() - before, pa.total_allocated_bytes()
+    from mmkd.distill.pairs import PairSource, open_pairs
+    from mmkd.distill.world import World
+
+    def words(texts: list[str]) -> torch.Tensor:
+        rows = [[len(word) for word in text.split()][:40] for text in texts]
+        return torch.tensor([row + [0] * (41 - len(row)) for row in rows])
+
+    store, cpu = FeatureStore.open(root), World(torch.device("cpu"))
+    open_pairs(root.parent / "few", PairSource(store, "row < 9", ("t0",), None, words), cpu)  # imports, threads
+    grown = []
+    for _ in range(2):
+        before = private_bytes()
+        pairs = open_pairs(root.parent / "run", PairSource(store, "", ("t0",), None, words), cpu)
+        assert len(pairs.rows) > 0.9 * len(store)
+        grown.append(private_bytes() - before)
+    return grown[0], grown[1]
 
 
 def private_bytes() -> int:

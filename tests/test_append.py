@@ -15,17 +15,21 @@ import pytest
 import torch
 import zarr
 from click.testing import CliRunner
+from in_process import tree_digest
 from PIL import Image
 from tiny_corpus import picture, write_table_corpus
 from tiny_teachers import write_tiny_teacher
 
 from mmkd.base.errors import CorpusError
+from mmkd.base.images.views import Views
 from mmkd.cli.store import store as store_command
+from mmkd.distill.image_places import ImagePlaces
 from mmkd.distill.images import image_batches, row_images
-from mmkd.distill.pairs import training_pairs
+from mmkd.distill.pairs import is_pair, rows_where
 from mmkd.extract.cluster_config import ClusterConfig
 from mmkd.extract.config import ExtractConfig
 from mmkd.extract.corpora import open_corpus
+from mmkd.extract.derived import append_pictures
 from mmkd.extract.encode import Workbench
 from mmkd.extract.index import append_corpus, check_same_corpus, create_indexed_store, restore_parts
 from mmkd.extract.plan import plan_tasks
@@ -188,6 +192,38 @@ def _kill_at_rename(event: str, _: object) -> None:
             raise _Killed
 
 
+def test_views_and_captions_that_are_killed_at_any_write_are_finished_by_the_next(tmp_path: Path) -> None:
+    sys.addaudithook(_kill_at_rename)
+    write_table_corpus(tmp_path / "c", 3)
+    rows = [{"image": f"images/{i}.png", "caption": [f"{i} {k}" for k in range(120)]} for i in range(3)]
+    (tmp_path / "c/rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "c/corpus.yaml").write_text("{kind: table, path: rows.jsonl, captions: further}")
+    corpus = open_corpus(str(tmp_path / "c/corpus.yaml"))
+
+    def make(root: Path) -> None:
+        if not (root / "zarr.json").exists():
+            create_indexed_store(corpus, root)
+        append_pictures(Store.open(root), Views(count=100), lambda line: None)
+
+    make(tmp_path / "whole")
+    assert [len(span.rows) for span in Store.open(tmp_path / "whole").record.spans()] == [3, 357, 300]
+    for survived in range(20):
+        root = tmp_path / f"s{survived}"
+        _countdown[:] = [survived]
+        try:
+            make(root)
+        except _Killed:
+            pass
+        else:
+            break
+        finally:
+            _countdown.clear()
+        make(root)
+        assert tree_digest(root) == tree_digest(tmp_path / "whole")
+        assert FeatureStore.open(root).verify().sound
+    assert survived == 8  # a part of images, two of captions, the record and a log; two of views, the record
+
+
 @pytest.mark.integration
 def test_an_append_that_is_killed_at_any_write_is_finished_by_the_next(scene: Path, tmp_path: Path) -> None:
     sys.addaudithook(_kill_at_rename)
@@ -242,14 +278,15 @@ def test_lost_parts_are_listed_again_from_their_own_corpus(scene: Path, tmp_path
 def test_training_reads_images_of_both_corpora(scene: Path, tmp_path: Path) -> None:
     store = FeatureStore.open(scene / "s")
 
-    pairs = training_pairs(store, "", store.available().any(axis=1), 8)
-    assert len(pairs.rows) == OLD + NEW - 2
+    table = rows_where(store, "", ["row", "caption", "uri", "offset", "length", "status"])
+    places = ImagePlaces.of(table.filter(is_pair(table)))
+    assert len(places.rows) == OLD + NEW - 2
 
     def pixels(image: Image.Image) -> torch.Tensor:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
 
     wanted = np.array([3, 256, 19, 300, 524])
-    images = next(image_batches(row_images(store, pairs, "corpus", 32), pixels, [(0, wanted)], seed=0, workers=1))
+    images = next(image_batches(row_images(store, places, "corpus", 32), pixels, [(0, wanted)], seed=0, workers=1))
     for row, image in zip(wanted.tolist(), images, strict=True):
         seed = row if row < OLD else (row - 256) % 3
         assert np.array_equal(image.permute(1, 2, 0).numpy(), np.array(picture(seed)))

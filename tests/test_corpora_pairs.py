@@ -21,7 +21,7 @@ from mmkd.base.images.source import ImageError
 from mmkd.base.images.uri import image_source
 from mmkd.distill.checkpoint import CONFIG, FOLDER
 from mmkd.distill.export import PROVENANCE
-from mmkd.distill.pairs import FILE
+from mmkd.distill.pairs import FOLDER as TOKENS
 from mmkd.evaluate.plan import PLANS
 from mmkd.evaluate.results import RESULTS
 from mmkd.extract.corpora import Corpus, corpus_rows, files, open_corpus
@@ -543,7 +543,7 @@ def test_one_path_inside_a_tar_may_be_written_in_two_ways(tmp_path: Path) -> Non
 def test_folders_are_known_by_the_files_that_runs_and_evaluations_write(tmp_path: Path) -> None:
     expected = {
         "zarr.json": ("a store", ("samples/",)),
-        CONFIG: ("a training run", (f"{FOLDER}/", FILE)),
+        CONFIG: ("a training run", (f"{FOLDER}/", f"{TOKENS}/")),
         PROVENANCE: ("an exported student", ("open_clip_config.json",)),
         RESULTS: ("an evaluation", (f"{PLANS}/",)),
     }

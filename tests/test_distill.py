@@ -10,13 +10,11 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from hypothesis import given
-from hypothesis import strategies as st
 from tiny_run import in_ranks, quiet, write_run
 
 from mmkd.base.errors import ConfigError, IncompleteStoreError, UserError
 from mmkd.cli.distill import distill
-from mmkd.distill.batches import Schedule, epoch_order
+from mmkd.distill.batches import Schedule
 from mmkd.distill.checkpoint import checkpoints, find_checkpoint, read, student_weights
 from mmkd.distill.config import OptimizerConfig, load_run
 from mmkd.distill.optimizer import lr_factor, warmup_steps
@@ -25,20 +23,6 @@ from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.distill.trainer import train
 from mmkd.store import FeatureStore
 from mmkd.store.writer import move_corpus
-
-
-@given(st.integers(2, 500), st.integers(0, 2**32), st.integers(0, 1000))
-def test_an_epoch_is_a_permutation_and_a_function_of_seed_and_epoch(n: int, seed: int, epoch: int) -> None:
-    rows = np.arange(n, dtype=np.int64) * 3
-    order = epoch_order(rows, seed, epoch)
-    assert sorted(order.tolist()) == rows.tolist()
-    assert np.array_equal(order, epoch_order(rows, seed, epoch))
-
-
-def test_epochs_and_seeds_differ() -> None:
-    rows = np.arange(100, dtype=np.int64)
-    orders = {tuple(epoch_order(rows, seed, epoch)) for seed in range(3) for epoch in range(3)}
-    assert len(orders) == 9
 
 
 def test_schedule_places_every_step_once() -> None:
@@ -156,7 +140,8 @@ def test_dry_run_says_what_a_run_takes_and_writes_nothing(training_scene: Path) 
     assert sorted(training_scene.rglob("*")) == before
     config = load_run(path)
     with_average = write_run(training_scene, "dry-average", optimizer={"average": 0.9})
-    assert (found["pairs"], found["steps"], found["steps_left"], found["teachers"]) == (100, 8, 8, ["one", "two"])
+    assert (found["rows"], found["steps"], found["steps_left"]) == ({"pair": 100}, 8, 8)
+    assert found["teachers"] == ["one", "two"]
     assert found["student_parameters"] == sum(p.numel() for p in build_student(config.student).parameters())
     assert found["other_parameters"] == 20 * (24 + 32) + 2
     assert found["hours"] == pytest.approx(8 * found["seconds_per_step"] / 3600)
@@ -169,7 +154,7 @@ def test_dry_run_says_what_a_run_takes_and_writes_nothing(training_scene: Path) 
     size = checkpoints(config.out)[0].stat().st_size
     assert found["checkpoint_bytes"] == pytest.approx(size, rel=0.02)
     lines = CliRunner().invoke(distill, [str(path), "--dry-run"], catch_exceptions=False).stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["pairs", "parameters", "memory", "steps", "hours", "loss"]
+    assert [line.split()[0] for line in lines] == ["rows", "parameters", "memory", "steps", "hours", "loss"]
     assert "8 of them done" in lines[3]
     more = CliRunner().invoke(distill, [str(with_average), "--dry-run", "--json"], catch_exceptions=False)
     assert json.loads(more.stdout)["checkpoint_bytes"] == pytest.approx(size * 4 / 3, rel=0.02)

@@ -68,8 +68,8 @@ def test_scores_are_those_of_the_weights_as_open_clip_would_give_them(training_s
     assert again.monitor.scores() == report.scores
     assert set(report.scores) == {"held-out/recall@1", "held-out/recall@5"}
     held = again.monitor.sets[0]
-    assert set(held.rows.pairs.rows.tolist()) < set(range(1, 300, 3))
-    assert len(set(held.rows.pairs.rows.tolist())) == 40
+    assert set(held.rows.places.rows.tolist()) < set(range(1, 300, 3))
+    assert len(set(held.rows.places.rows.tolist())) == 40
     # By hand: open_clip's own evaluation transform and tower over the corpus' own files.
     from open_clip.transform import image_transform_v2
     from PIL import Image
@@ -78,14 +78,14 @@ def test_scores_are_those_of_the_weights_as_open_clip_would_give_them(training_s
 
     student = again.update.model.towers.student.eval()
     transform = image_transform_v2(preprocessing(student), is_train=False)
-    rows = held.rows.pairs.rows.tolist()
+    rows = held.rows.places.rows.tolist()
     with torch.no_grad():
         pixels = torch.stack([transform(Image.open(training_scene / f"corpus/images/{row}.png")) for row in rows])
         image = torch.nn.functional.normalize(student.encode_image(pixels), dim=-1)
-        texts = held.captions.tokens(held.rows.pairs.caption)
+        texts = held.captions.tokens(held.rows.caption)
         text = torch.nn.functional.normalize(student.encode_text(texts), dim=-1)
-    places = loop_ranks(image.numpy(), text.numpy(), held.rows.pairs.caption)
-    places += loop_ranks(text.numpy(), image.numpy(), held.rows.pairs.caption)
+    places = loop_ranks(image.numpy(), text.numpy(), held.rows.caption)
+    places += loop_ranks(text.numpy(), image.numpy(), held.rows.caption)
     for k in (1, 5):
         assert report.scores[f"held-out/recall@{k}"] == pytest.approx(np.mean([place < k for place in places]))
 

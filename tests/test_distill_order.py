@@ -18,8 +18,8 @@ from tiny_corpus import png
 from tiny_run import write_run
 from tiny_teachers import write_tiny_teacher
 
-from mmkd.distill.batches import epoch_order
 from mmkd.distill.config import load_run
+from mmkd.distill.order import epoch_places
 from mmkd.distill.prepare import prepare
 from mmkd.distill.world import World
 
@@ -59,7 +59,7 @@ def test_a_batch_is_a_random_draw_whatever_its_captions(alone: list[dict[str, An
     for epoch in (0, 1):
         steps = alone[8 * epoch : 8 * epoch + 8]
         rows = [row for step in steps for row, *_ in step["samples"]]
-        assert rows == epoch_order(np.arange(64), 0, epoch).tolist()
+        assert rows == epoch_places(np.arange(64), 64, 0, epoch).tolist()
         assert len({tuple(rows), tuple(range(64))}) == 2
     for step in alone:
         found = {row: columns for row, columns, *_ in step["samples"]}

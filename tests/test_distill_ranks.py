@@ -27,10 +27,10 @@ from tiny_teachers import TINY
 
 from mmkd.base.errors import ConfigError
 from mmkd.distill.batches import Batch, share
+from mmkd.distill.captions import tokenize_captions
 from mmkd.distill.checkpoint import checkpoints, find_checkpoint, read
 from mmkd.distill.config import OptimizerConfig, load_run
 from mmkd.distill.optimizer import learning_rate_shares, make_optimizer
-from mmkd.distill.pairs import tokenize_captions
 from mmkd.distill.prepare import prepare
 from mmkd.distill.student import Towers
 from mmkd.distill.train_step import Model, Updater

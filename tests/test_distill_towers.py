@@ -244,16 +244,25 @@ def test_parts_have_learning_rates_of_their_own() -> None:
     assert shares["student.logit_scale"] == 1.0
 
 
-def test_convolutional_towers_give_the_same_features_in_their_layout() -> None:
+def test_convolutional_towers_give_the_same_features_and_gradients_in_their_layout() -> None:
     torch.manual_seed(0)
     clip = open_clip.CLIP(**TINY | {"vision_cfg": RESNET})
     set_model_preprocess_cfg(clip, {"size": 32, "mean": (0.5,) * 3, "std": (0.25,) * 3})
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     expected = clip.eval().encode_image((images / 255 - 0.5) / 0.25)
+    expected.square().sum().backward()
+    gradients = {name: part.grad.clone() for name, part in clip.visual.named_parameters()}
+    clip.zero_grad()
     towers = Towers(clip).eval()
     assert towers.channels_last
     assert clip.visual.conv1.weight.is_contiguous(memory_format=torch.channels_last)
-    assert torch.allclose(towers.encode_images(images), expected, atol=1e-5)
+    found = towers.encode_images(images)
+    assert torch.allclose(found, expected, atol=1e-5)
+    found.square().sum().backward()
+    # Of a key's bias the gradient is 0 but for rounding: hence the largest of all as the measure.
+    largest = max(gradient.abs().max() for gradient in gradients.values())
+    for name, part in clip.visual.named_parameters():
+        assert torch.allclose(part.grad, gradients[name], rtol=1e-3, atol=1e-5 * largest), name
     assert not towers_of({}).channels_last
 
 

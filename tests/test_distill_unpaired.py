@@ -20,7 +20,7 @@ from mmkd.base.errors import ConfigError
 from mmkd.distill.batches import Batch
 from mmkd.distill.checkpoint import find_checkpoint
 from mmkd.distill.config import load_run
-from mmkd.distill.pairs import find_pairs
+from mmkd.distill.pairs import Pairs, PairSource, open_pairs
 from mmkd.distill.prepare import prepare
 from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.distill.train_step import Updater
@@ -68,11 +68,19 @@ def write(root: Path, name: str, **changes: Any) -> Path:
     return write_run(root, name, **{"store": "mixed-features"} | LEARN | changes)
 
 
-def test_rows_are_found_by_what_is_sound_of_them(root: Path) -> None:
+def pairs_of(store: FeatureStore, out: Path, unpaired: bool) -> Pairs:
+    def words(texts: list[str]) -> torch.Tensor:
+        return torch.tensor([[len(text), 0] for text in texts])
+
+    source = PairSource(store, "", ("one", "seer"), None, words, unpaired=unpaired)
+    return open_pairs(out, source, World(CPU))
+
+
+def test_rows_are_found_by_what_is_sound_of_them(root: Path, tmp_path: Path) -> None:
     store = FeatureStore.open(root / "mixed-features")
-    found = find_pairs(store, "", unpaired=True)
+    found = pairs_of(store, tmp_path, unpaired=True)
     assert found.rows.tolist() == list(range(ROWS))
-    has = np.stack([found.image >= 0, found.caption >= 0], axis=1).tolist()
+    has = (found.groups[:, ::-1] >= 0).tolist()
     assert has == [[kind(row) != "text", kind(row) != "image"] for row in range(ROWS)]
     kinds = [kind(row) for row in range(ROWS)]
     assert found.counts == {
@@ -80,7 +88,10 @@ def test_rows_are_found_by_what_is_sound_of_them(root: Path) -> None:
         "lone image": kinds.count("image"),
         "lone text": kinds.count("text"),
     }
-    pairs = find_pairs(store, "")
+    assert found.taught == {"one": ROWS, "seer": ROWS - kinds.count("text")}
+    assert [len(found.places[row][0]) > 0 for row in range(ROWS)] == [image for image, _ in has]
+    assert (found.captions.lengths(np.arange(ROWS)) > 0).tolist() == [text for _, text in has]
+    pairs = pairs_of(store, tmp_path, unpaired=False)
     assert pairs.rows.tolist() == [row for row in range(ROWS) if kind(row) == "pair"]
     assert pairs.all_paired
     features = TeacherFeatures(store, ("one", "seer"), unpaired=True)

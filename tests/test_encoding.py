@@ -205,6 +205,49 @@ def test_an_archive_reads_back_equal_by_zarr(
     assert codec in json.dumps(group["teachers/alpha/image"].metadata.to_dict()["codecs"], default=str)
 
 
+def test_an_archive_may_round_and_says_what_it_cost(
+    mixed: tuple[FeatureStore, dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    store, _ = mixed
+    arguments = ["store", "export", str(store.root), str(tmp_path / "a"), "--layout", "zarr", "--codec", "blosc"]
+    done = CliRunner().invoke(cli, [*arguments, "--allow-loss", "extraction", "--keep-bits", "5"])
+    assert done.exit_code == 0, done.output
+    group = zarr.open_group(str(tmp_path / "a"), mode="r")
+    errors: list[np.ndarray] = []
+    for slug, card in store.teachers.items():
+        assert np.array_equal(group[f"teachers/{slug}/valid"][:], store.valid(slug))
+        for tower in ("image", "text"):
+            found = group[f"teachers/{slug}/{tower}"]
+            assert found.shards == (256 * 32, card.dim)  # one file
+            if card.encoding == "int8":  # codes and scales are never rounded
+                scales = group[f"teachers/{slug}/{tower}_scale"][:]
+                assert np.array_equal(found[:] * scales[:, None], store.features(slug, tower)[:], equal_nan=True)
+                continue
+            exact = np.asarray(store.features(slug, tower))
+            mantissa, exponent = np.frexp(exact.astype(np.float64))
+            expected = np.ldexp(np.rint(mantissa * 64) / 64, exponent)  # the leading bit and five more, ties to even
+            usual = ~(np.abs(exact) < np.finfo(np.float16).tiny)  # subnormal numbers have fewer bits
+            assert np.array_equal(found[:][usual], expected.astype(exact.dtype)[usual], equal_nan=True)
+            sound = ~np.isnan(exact[:, 0])
+            left, right = exact[sound].astype(np.float64), found[:][sound].astype(np.float64)
+            norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+            errors.append(1 - (left * right).sum(axis=1) / norms)
+    every = np.concatenate(errors)
+    error = group.attrs["mmkd_archive"]["error"]
+    assert error["worst"] == pytest.approx(every.max(), rel=5e-3)
+    assert error["mean"] == pytest.approx(every.mean(), rel=1e-2)
+    assert 1e-5 < error["mean"] < error["worst"] < 1e-4
+    assert f"rounded (1 - cosine: mean {error['mean']:.1e}, worst {error['worst']:.1e})" in done.output
+
+
+def test_rounding_needs_an_archive(tmp_path: Path) -> None:
+    make_store(tmp_path / "s", 3, [make_card("alpha", 8)])
+    refused = CliRunner().invoke(
+        cli, ["store", "export", str(tmp_path / "s"), str(tmp_path / "a"), "--layout", "npy", "--keep-bits", "5"]
+    )
+    assert str(refused.exception) == "--keep-bits belongs to --layout zarr"
+
+
 def test_an_archive_is_made_of_checked_chunks_only(tmp_path: Path) -> None:
     make_store(tmp_path / "s", 300, [make_card("alpha", 8)])
     path = tmp_path / "s/teachers/alpha/image/loose/00000"

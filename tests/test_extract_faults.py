@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import traceback
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,16 @@ from tiny_corpus import png, write_table_corpus
 from tiny_teachers import write_tiny_teacher
 
 from mmkd.base.errors import ConfigError, CorpusError, StoreError, TeacherError, UserError
-from mmkd.extract.config import FailureLimit, parse_failures
+from mmkd.extract.cluster import shards_in_hand
+from mmkd.extract.cluster_config import ClusterConfig, WorkerConfig
+from mmkd.extract.config import ExtractConfig, FailureLimit, parse_failures
 from mmkd.extract.corpora import corpus_rows, open_corpus
 from mmkd.extract.dispatch import finished_report
 from mmkd.extract.encode import Workbench
 from mmkd.extract.forward import BatchSizes
 from mmkd.extract.limited_corpus import LimitedCorpus
 from mmkd.extract.plan import ShardTask, plan_retries, plan_tasks
-from mmkd.extract.run import make_store
+from mmkd.extract.run import extract, make_store, shard_rows
 from mmkd.extract.shard import extract_shard, retry_shard
 from mmkd.extract.teachers import Teacher, describe_teacher, load_teacher, parse_teachers
 from mmkd.store import TeacherCard
@@ -186,6 +189,22 @@ def test_the_first_rows_are_a_corpus_of_their_own(tmp_path: Path) -> None:
     assert [row.key for row in corpus_rows(LimitedCorpus(corpus, 5))] == [f"k{number}" for number in range(5)]
     with pytest.raises(CorpusError, match="first 5 rows"):
         make_store(corpus, tmp_path / "s")
+
+
+def test_rows_per_shard_follow_the_workers_or_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = str(write_table_corpus(tmp_path / "c", 20))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    teachers = tuple(parse_teachers(f"one=local-dir:{write_tiny_teacher(tmp_path / 'one', 1)}"))
+    config = ExtractConfig(corpus=table, store=tmp_path / "s", teachers=teachers, cluster=ClusterConfig(workers=3))
+    assert shards_in_hand(config.cluster) == 6  # two for each GPU
+    assert shards_in_hand(ClusterConfig(worker=WorkerConfig(shards_at_once=1))) == 4
+    assert shards_in_hand(ClusterConfig(scheduler="slurm", workers=64)) == 64
+    assert shards_in_hand(ClusterConfig(scheduler="tcp://host:8786")) == 1
+    assert [shard_rows(config, rows) for rows in (20, 20_000, 2_900_000)] == [256, 512, 16384]
+    wanted = config.model_copy(update={"rows_per_shard": 1024})
+    assert make_store(config.opened, config.store, partial(shard_rows, wanted)).record.rows_per_shard == 1024
+    with pytest.raises(UserError, match=r"^--rows-per-shard is 512, but .*/s was made with 1024 for good; leave it"):
+        extract(config.model_copy(update={"rows_per_shard": 512}))
 
 
 def test_of_two_that_make_a_store_the_first_wins(tmp_path: Path) -> None:

@@ -42,13 +42,7 @@ def many_shards(root: Path, shards: range = range(SHARDS), seed: int = 0) -> Sto
     rows = 256 * SHARDS - 56
     corpus = CorpusRecord(kind="test", location="here", root="/nowhere", rows=rows, labels=("site",), digest="d")
     if not root.exists():
-        from mmkd.store import writer
-
-        chosen, writer.rows_per_shard = writer.rows_per_shard, lambda rows: 256  # type: ignore[assignment]
-        try:
-            create_store(root, corpus, make_index(rows), PER_PACK)
-        finally:
-            writer.rows_per_shard = chosen
+        create_store(root, corpus, make_index(rows), 256, PER_PACK)
     store = Store.open(root)
     cards = [make_card("plain", DIM, towers=("image",)), make_card("small", DIM).with_encoding("int8")]
     for card in cards:

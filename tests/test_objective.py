@@ -11,7 +11,7 @@ import pytest
 import torch
 from forked import forked_ranks, peaceful
 
-from mmkd.distill.policies import draws
+from mmkd.distill.draws import draws
 from mmkd.distill.world import World
 
 pytestmark = pytest.mark.integration

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_run import in_ranks, quiet, stopped_at_first_step, write_alignment, write_run
 
 from mmkd.base.errors import ConfigError, MmkdError, TeacherMismatchError, UserError
@@ -106,3 +107,24 @@ def test_an_alignment_without_a_teacher_or_of_other_features_is_refused(training
     teachers.cards["one"] = changed
     with pytest.raises(TeacherMismatchError, match="the alignment was fitted on teacher one of digest"):
         fixed_alignment(HeadConfig(alignment=Path(file)), teachers)
+
+
+@pytest.mark.integration
+def test_policy_one_reads_a_teacher_of_a_row_where_no_other_row_is_compared(
+    training_scene: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mmkd.distill import prepare as module
+    from mmkd.distill.prepare import prepare
+    from mmkd.distill.world import World
+
+    cpu = World(torch.device("cpu"))
+
+    losses = {"feature": 1.0, "cross": 0.0}
+    reads = write_run(training_scene, "reads-one", policy={"kind": "one"}, loss=losses, epochs=1)
+    assert prepare(load_run(reads), cpu).batches.choose is not None
+    found = quiet(reads).losses
+    monkeypatch.setattr(module, "_reads_one", lambda config: False)
+    assert quiet(write_run(training_scene, "reads-all", policy={"kind": "one"}, loss=losses, epochs=1)).losses == found
+    monkeypatch.undo()
+    keys = write_run(training_scene, "reads-keys", policy={"kind": "one"}, loss={"cross": 1.0})
+    assert prepare(load_run(keys), cpu).batches.choose is None

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmkd.distill.config import PolicyConfig
+from mmkd.distill.draws import draws
 from mmkd.distill.policies import (
     Standard,
     all_teachers,
     best_teachers,
-    draws,
     drop_teachers,
     familiarity,
     make_policy,

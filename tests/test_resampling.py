@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mmkd.base.images import resampling
-from mmkd.base.images.resampling import FILTERS, compiled_kernels, resize
+from mmkd.base.images.resampling import FILTERS, Canvas, compiled_kernels, resize
 
 Part = tuple[int, int, int, int]
 
@@ -33,14 +33,16 @@ def by_pillow(picture: Image.Image, size: tuple[int, int], interpolation: str, p
 
 @settings(max_examples=150, deadline=None)
 @given(
-    st.integers(1, 300), st.integers(1, 300), st.integers(1, 200), st.integers(1, 200), st.sampled_from(["L", "RGB"]),
-    st.sampled_from(list(FILTERS)), st.integers(0, 99), st.tuples(*[st.floats(0, 1)] * 4),
+    st.integers(1, 300), st.integers(1, 300), st.integers(1, 200), st.integers(1, 200),
+    st.sampled_from(["L", "RGB", "RGB to L"]), st.sampled_from(list(FILTERS)), st.integers(0, 99),
+    st.tuples(*[st.floats(0, 1)] * 4),
 )  # fmt: skip
 @example(3000, 7, 224, 224, "RGB", "bicubic", 1, (0, 1, 0, 1))
 @example(7, 3000, 224, 224, "L", "bicubic", 1, (0, 1, 0, 1))
 @example(40, 299, 30, 31, "RGB", "bilinear", 0, (0.3, 0.3, 1, 1))  # rows first, from Pillow 13 on
 @example(40, 50, 30, 30, "L", "bicubic", 0, (0, 1, 0, 1))  # twice as much down as across: columns first
 @example(40, 51, 30, 30, "L", "bicubic", 0, (0, 1, 0, 1))
+@example(300, 3, 80, 80, "RGB", "bilinear", 0, (0, 1, 0, 1))  # fewer rows than are computed together
 @example(64, 90, 64, 90, "RGB", "bicubic", 0, (0, 1, 0, 1))
 def test_a_part_is_that_of_pillow(
     width: int, height: int, to_width: int, to_height: int, mode: str, interpolation: str, seed: int,
@@ -49,10 +51,36 @@ def test_a_part_is_that_of_pillow(
     left, right = sorted(int(share * (to_width - 1)) for share in shares[:2])
     top, bottom = sorted(int(share * (to_height - 1)) for share in shares[2:])
     part = left, top, right + 1, bottom + 1
-    picture = noise(width, height, mode, seed)
-    found = resize(picture, (to_width, to_height), interpolation, part)
+    given, _, wanted = mode.partition(" to ")
+    picture = noise(width, height, given, seed)
+    found = resize(Canvas(picture, wanted or given), (to_width, to_height), interpolation, part)
     assert found.dtype == np.uint8
-    assert np.array_equal(found, by_pillow(picture, (to_width, to_height), interpolation, part))
+    assert np.array_equal(
+        found, by_pillow(picture.convert(wanted or given), (to_width, to_height), interpolation, part)
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(4, 900), st.integers(1, 500), st.sampled_from(list(FILTERS)))
+@example(500, 224, "bicubic")
+@example(1000, 336, "bicubic")
+def test_weights_are_those_of_pillow(length: int, target: int, interpolation: str) -> None:
+    pytest.importorskip("numba", reason="the extra fast is not installed")
+    if (found := resampling._weights(length, target, interpolation)) is None:
+        return
+    firsts, weights = found
+    # In mode I Pillow resizes by the weights themselves: row i of the result has those of source pixel i.
+    ones = Image.fromarray(np.eye(length, dtype=np.int32) << 22)
+    expected = np.asarray(ones.resize((target, length), FILTERS[interpolation]))
+    laid = np.zeros((target, length), dtype=np.int32)
+    np.put_along_axis(laid, firsts[:, None] + np.arange(weights.shape[1]), weights, axis=1)
+    assert np.array_equal(laid.T, expected)
+
+
+def test_gray_is_that_of_pillow() -> None:
+    pytest.importorskip("numba", reason="the extra fast is not installed")
+    picture = noise(1500, 1400, "RGB")
+    assert np.array_equal(Canvas(picture, "L").lines, np.asarray(picture.convert("L")))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
@@ -60,20 +88,21 @@ def test_compiled_loops_do_the_work(mode: str, monkeypatch: pytest.MonkeyPatch) 
     pytest.importorskip("numba", reason="the extra fast is not installed")
     picture, part = noise(90, 70, mode), (1, 2, 40, 29)
     expected = by_pillow(picture, (41, 32), "bicubic", part)
-    for length, target in ((90, 41), (70, 32)):
-        resampling._weights(length, target, "bicubic")  # read off a comb that Pillow resizes
 
     def refused(*_: object) -> Image.Image:
         raise AssertionError("Pillow resized the picture")
 
     monkeypatch.setattr(Image.Image, "resize", refused)
-    assert np.array_equal(resize(picture, (41, 32), "bicubic", part), expected)
+    assert np.array_equal(resize(Canvas(picture, picture.mode), (41, 32), "bicubic", part), expected)
 
 
 def test_pillow_resizes_what_it_keeps_in_pieces() -> None:
     # 16 MB are the most of one piece.
     picture, part = noise(2100, 2000, "RGB"), (0, 0, 50, 50)
-    assert np.array_equal(resize(picture, (60, 50), "bilinear", part), by_pillow(picture, (60, 50), "bilinear", part))
+    assert np.array_equal(
+        resize(Canvas(picture, picture.mode), (60, 50), "bilinear", part),
+        by_pillow(picture, (60, 50), "bilinear", part),
+    )
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -85,7 +114,7 @@ def test_a_thin_picture_takes_little_memory(turned: bool) -> None:
     expected = by_pillow(picture, size, "bicubic", (0, 0, *size))
     tracemalloc.start()
     try:
-        found = resize(picture, size, "bicubic", (0, 0, *size))
+        found = resize(Canvas(picture, picture.mode), size, "bicubic", (0, 0, *size))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -105,7 +134,10 @@ def test_without_numba_pillow_resizes(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         assert compiled_kernels() is None
         picture, part = noise(90, 70, "RGB"), (1, 2, 40, 30)
-        assert np.array_equal(resize(picture, (41, 32), "bicubic", part), by_pillow(picture, (41, 32), "bicubic", part))
+        assert np.array_equal(
+            resize(Canvas(picture, picture.mode), (41, 32), "bicubic", part),
+            by_pillow(picture, (41, 32), "bicubic", part),
+        )
     finally:
         compiled_kernels.cache_clear()
 
@@ -113,4 +145,4 @@ def test_without_numba_pillow_resizes(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("size", [(0, 5), (5, 0)])
 def test_a_size_of_no_pixel(size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="height and width must be > 0"):
-        resize(noise(9, 9, "L"), size, "bicubic", (0, 0, 1, 1))
+        resize(Canvas(noise(9, 9, "L"), "L"), size, "bicubic", (0, 0, 1, 1))

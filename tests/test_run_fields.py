@@ -61,9 +61,8 @@ def test_teachers_and_captions_are_taken_as_the_loss_says(training_scene: Path, 
 def test_crops_cover_the_share_of_the_image_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     student = SimpleNamespace(visual=SimpleNamespace(preprocess_cfg={"size": (32, 32)}))
     device = torch.device("cpu")
-    monkeypatch.setattr(images, "row_images", lambda *_: StoredImages.__new__(StoredImages))
     for decode in ("workers", "device"):
         data = DataConfig(crop_scale=(0.2, 0.3), decode=decode)
-        pictures = images.train_pictures(None, None, data, student, device)
+        pictures = images.train_pictures(StoredImages.__new__(StoredImages), data, student, device)
         crop = pictures.args[1].transforms[0] if decode == "workers" else pictures.args[1]
         assert tuple(crop.scale) == (0.2, 0.3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import mmap
 import shutil
 from pathlib import Path
@@ -29,7 +30,7 @@ from mmkd.base.errors import (
 from mmkd.store import FeatureStore
 from mmkd.store.chunk import Run, can_map, encode_chunk, map_runs
 from mmkd.store.fold import fold
-from mmkd.store.layout import check_slug, rows_per_shard, shard_count
+from mmkd.store.layout import check_slug, rows_per_shard, shard_count, shards_per_pack
 from mmkd.store.record import CorpusRecord, Store
 from mmkd.store.writer import add_teacher, create_store
 
@@ -248,6 +249,38 @@ def test_rows_per_shard_known_values() -> None:
         16384,
         16384,
     ]
+
+
+@given(st.integers(min_value=1, max_value=10**10), st.integers(min_value=1, max_value=5000))
+def test_all_workers_are_busy_unless_the_format_forbids_it(rows: int, workers: int) -> None:
+    per_shard = rows_per_shard(rows, workers)
+    shards = shard_count(rows, per_shard)
+    assert per_shard & (per_shard - 1) == 0
+    assert 256 <= per_shard <= 16384
+    assert shards <= 1 << 20
+    if per_shard > 256 and shards < 1 << 16:
+        assert shards >= 4 * workers
+        assert math.ceil(shards / workers) * workers <= 1.1 * shards
+    if per_shard < rows_per_shard(rows):  # twice the rows would leave workers without
+        fewer = shard_count(rows, 2 * per_shard)
+        assert fewer < 4 * workers or math.ceil(fewer / workers) * workers > 1.1 * fewer
+
+
+def test_rows_per_shard_of_many_workers() -> None:
+    found = [rows_per_shard(2_900_000, workers) for workers in (1, 8, 64, 512, 4096)]
+    assert found == [16384, 16384, 8192, 1024, 256]
+    assert shard_count(2_900_000, 1024) == 2833  # 5.53 for each of 512: six rounds
+
+
+def test_packs_of_small_shards_hold_as_many_rows() -> None:
+    sizes = [(2_900_000, 16384), (2_900_000, 1024), (10**8, 256), (600, 256), (10_000, 256)]
+    assert [shards_per_pack(rows, per_shard) for rows, per_shard in sizes] == [32, 512, 2048, 32, 64]
+
+
+def test_more_shards_than_a_store_may_have(tmp_path: Path) -> None:
+    corpus = CorpusRecord(kind="t", location="l", root="/", rows=256 << 20 | 1, digest="d")
+    with pytest.raises(UserError, match=r"^268,435,457 rows are more than 1,048,576 shards of 256, which a store may"):
+        create_store(tmp_path / "s", corpus, make_index(0), 256)
 
 
 @pytest.mark.parametrize("slug", ["", "../up", "a/b", ".hidden", "UPPER", "a" * 65, "a..b", "with space"])

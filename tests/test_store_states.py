@@ -22,6 +22,7 @@ from mmkd.store.convert.importing import NO_FEATURE, import_features
 from mmkd.store.convert.original_export import export_original
 from mmkd.store.convert.rows import StoreRows, chosen_rows
 from mmkd.store.encoding import decode_rows, encode_rows
+from mmkd.store.fold import fold
 from mmkd.store.inputs import Inputs
 from mmkd.store.samples import read_part, with_columns, write_part
 from mmkd.store.verify import verify
@@ -247,6 +248,22 @@ def test_a_teacher_whose_card_was_not_copied_is_named(tmp_path: Path) -> None:
     store = FeatureStore.open(tmp_path / "st")
     with pytest.raises(CorruptStoreError, match="entries of teacher beta, but no card"):
         store.available()
+
+
+def test_features_without_the_ledger_are_a_copy_that_is_not_whole(tmp_path: Path) -> None:
+    store, _ = make_store(tmp_path / "st", 300, [make_card("alpha")])
+    fold(store)
+    shutil.copytree(tmp_path / "st/ledger", tmp_path / "ledger")
+    shutil.rmtree(tmp_path / "st/ledger")
+    for act in (lambda store: store.valid("alpha"), lambda store: store.summary(), lambda store: store.image("alpha")):
+        with pytest.raises(
+            CorruptStoreError, match="not copied whole: it has teachers/alpha/valid/c and no folder ledger"
+        ):
+            act(FeatureStore.open(tmp_path / "st"))
+    (tmp_path / "st/ledger").mkdir()  # a repair that dropped every entry leaves this
+    assert not FeatureStore.open(tmp_path / "st").valid("alpha").any()
+    shutil.copytree(tmp_path / "ledger", tmp_path / "st/ledger", dirs_exist_ok=True)
+    assert FeatureStore.open(tmp_path / "st").valid("alpha").all()
 
 
 def test_half_copied_selections_and_inputs_are_named(tmp_path: Path) -> None:

@@ -48,11 +48,17 @@ def make_index(rows: int, labels: tuple[str, ...] = ("site",)) -> pa.Table:
 
 
 def make_store(
-    root: Path, rows: int, cards: list[TeacherCard], seed: int = 0, features: dict[str, np.ndarray] | None = None
+    root: Path,
+    rows: int,
+    cards: list[TeacherCard],
+    seed: int = 0,
+    features: dict[str, np.ndarray] | None = None,
+    index: pa.Table | None = None,
 ) -> tuple[StoreRecord, dict[str, np.ndarray]]:
-    """A finished store of `features`, or of random ones; returns what was written, keyed `slug/tower`."""
+    """A finished store of `features` (else random ones) and of pending inputs `index`; returns what was written, keyed
+    `slug/tower`."""
     corpus = CorpusRecord(kind="test", location="here", root="/nowhere", rows=rows, labels=("site",), digest="d")
-    store = create_store(root, corpus, make_index(rows))
+    store = create_store(root, corpus, make_index(rows) if index is None else index)
     rng = np.random.default_rng(seed)
     written: dict[str, np.ndarray] = {}
     for card in cards:

@@ -1,9 +1,8 @@
 """Resize a picture and keep a part: the bytes of Pillow's `resize` and `crop`, faster with numba (the extra `fast`)."""
 
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from math import ceil
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import PIL
@@ -14,40 +13,62 @@ from PIL import Image
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _ROWS_MAY_BE_FIRST = int(PIL.__version__.partition(".")[0]) >= 13
 """Where more than twice as many pixels vanish down as across."""
-_LONGEST_COMB = 1 << 22
-"""Numbers in the comb that weights are read off: its area grows with the square of a picture's longer side."""
+_MOST_WEIGHTS = 1 << 22
+
+
+class Canvas:
+    """A picture in mode `L` or `RGB` that is brought to a mode and laid in the middle of a square of `side`, if that is
+    not 0, with margins of `fill`. Source of the margins: github.com/RyanWangZf/MedCLIP, medclip/dataset.py,
+    MedCLIPFeatureExtractor.pad_img."""
+
+    def __init__(self, picture: Image.Image, mode: str, side: int = 0, fill: int = 0) -> None:
+        assert picture.mode in ("L", "RGB"), picture.mode
+        self._given, self.mode, self._fill = picture, mode, fill
+        self.size = (side, side) if side else picture.size
+
+    @cached_property
+    def picture(self) -> Image.Image:
+        """For Pillow."""
+        given = self._given if self._given.mode == self.mode else self._given.convert(self.mode)
+        if self.size == given.size:
+            return given
+        square = Image.new(self.mode, self.size, (self._fill,) * len(self.mode))
+        square.paste(given, ((self.size[0] - given.width) // 2, (self.size[1] - given.height) // 2))
+        return square
+
+    @cached_property
+    def lines(self) -> NDArray[np.uint8] | None:
+        """For compiled loops: uint8 (H, W) of gray, (H, 4 W) of a color; None without them."""
+        kernels = compiled_kernels()
+        turns_gray = self._given.mode != self.mode == "L" and self.size == self._given.size
+        try:
+            pixels = pa.array(self._given if turns_gray else self.picture) if kernels else None
+        except ValueError:  # Pillow keeps more than 16 MB in several pieces
+            pixels = None
+        if kernels is None or pixels is None:
+            return None
+        flat = pixels.values if turns_gray or self.mode == "RGB" else pixels
+        lines: NDArray[np.uint8] = flat.to_numpy().reshape(self.size[1], -1)
+        return kernels.gray(lines) if turns_gray else lines
 
 
 def resize(
-    picture: Image.Image, size: tuple[int, int], interpolation: str, part: tuple[int, int, int, int]
+    canvas: Canvas, size: tuple[int, int], interpolation: str, part: tuple[int, int, int, int]
 ) -> NDArray[np.uint8]:
-    """Return uint8 (C, h, w) of the part (left, top, right, bottom) of a picture in mode `L` (C is 1) or `RGB` (3) that
-    is resized to this width and height, equal to Pillow's resize and crop. Raises ValueError for a size of no pixel."""
-    assert picture.mode in ("L", "RGB"), picture.mode
-    kernels, (width, height), (left, top, right, bottom) = compiled_kernels(), picture.size, part
-    sides = zip(picture.size, size, strict=True)
-    across, down = (_weights(*lengths, interpolation) if kernels else None for lengths in sides)
-    try:
-        pixels = pa.array(picture) if across and down else None
-    except ValueError:  # Pillow keeps more than 16 MB in several pieces
-        pixels = None
-    if kernels is None or across is None or down is None or pixels is None:
+    """Return uint8 (C, h, w) of the part (left, top, right, bottom) of what lies on a canvas, C 1 in mode `L` and 3 in
+    `RGB`, when that is resized to this width and height, equal to Pillow's resize and crop. Raises ValueError for a
+    size of no pixel."""
+    kernels, lines, (width, height), (left, top, right, bottom) = compiled_kernels(), canvas.lines, canvas.size, part
+    sides = zip(canvas.size, size, strict=True)
+    across, down = (None if lines is None else _weights(*lengths, interpolation) for lengths in sides)
+    if kernels is None or across is None or down is None:
         # Not `resize(box=...)` of the part alone: Pillow keeps the box in float32, which moves the weights.
-        values = np.asarray(picture.resize(size, FILTERS[interpolation]).crop(part))
+        values = np.asarray(canvas.picture.resize(size, FILTERS[interpolation]).crop(part))
         return np.ascontiguousarray(values[None] if values.ndim == 2 else values.transpose(2, 0, 1))
-    lines = (pixels if picture.mode == "L" else pixels.flatten()).to_numpy().reshape(height, -1)
-    columns, rows = [values[left:right] for values in across], [values[top:bottom] for values in down]
-
-    def resize_columns(lines: NDArray[np.uint8]) -> Any:
-        if picture.mode == "RGB":
-            return kernels.resize_columns(lines, *columns, 3)
-        fours = kernels.resize_columns(kernels.in_fours(lines), *columns, 4)
-        return fours.transpose(1, 0, 2).reshape(1, -1, right - left)[:, : len(lines)]
-
-    if _ROWS_MAY_BE_FIRST and height - size[1] > max(0, 2 * (width - size[0])):
-        return resize_columns(kernels.resize_rows(lines[None], *rows)[0])
-    begin, end = int(rows[0][0]), int(rows[0][-1]) + rows[1].shape[1]
-    return kernels.resize_rows(resize_columns(lines[begin:end]), rows[0] - begin, rows[1])
+    columns, rows = (values[left:right] for values in across), (values[top:bottom] for values in down)
+    rows_first = _ROWS_MAY_BE_FIRST and height - size[1] > max(0, 2 * (width - size[0]))
+    resized: NDArray[np.uint8] = kernels.resize(lines, canvas.mode == "RGB", rows_first, *columns, *rows)
+    return resized.reshape(-1, bottom - top, right - left)
 
 
 @cache
@@ -63,16 +84,11 @@ def compiled_kernels() -> ModuleType | None:
 
 @lru_cache(64)
 def _weights(length: int, target: int, interpolation: str) -> tuple[NDArray[np.int64], NDArray[np.int32]] | None:
-    """Return for each pixel of the target the first source pixel, int64 (n,), and weights from there on, int32 (n, an
-    even number): Pillow's own, of 22 bits, read off a comb that it resizes in mode `I`: sums round alike.
-    None where the length is below that number, or the comb would be large."""
-    scale = length / max(target, 1)
-    support = (2 if interpolation == "bicubic" else 1) * max(scale, 1.0)
-    taps = ceil(support) * 2
-    if taps > length or taps * length > _LONGEST_COMB:
+    """Return `kernels.filter_weights`, an even number of them for each pixel; None for a size of no pixel, where the
+    length is below that number or the weights would be many, and without compiled loops."""
+    kernels, cubic = compiled_kernels(), interpolation == "bicubic"
+    taps = 2 * ceil((2 if cubic else 1) * max(length / max(target, 1), 1.0))
+    if kernels is None or target < 1 or taps > length or taps * target > _MOST_WEIGHTS:
         return None
-    teeth = np.tile(np.eye(taps, dtype=np.int32) << 22, -(-length // taps))[:, :length]
-    weights = np.asarray(Image.fromarray(teeth).resize((target, taps), FILTERS[interpolation]))
-    centers = (np.arange(target) + 0.5) * scale
-    firsts = np.clip((centers - support + 0.5).astype(np.int64), 0, length - taps)
-    return firsts, weights.T[np.arange(target)[:, None], (firsts[:, None] + np.arange(taps)) % taps]
+    found: tuple[NDArray[np.int64], NDArray[np.int32]] = kernels.filter_weights(length, target, taps, cubic)
+    return found

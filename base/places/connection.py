@@ -18,18 +18,23 @@ from mmkd.base.errors import UnreachableError
 
 _LINK = re.compile(r"""<a\s[^>]*?href=["']?([^"'>\s]+)""", re.IGNORECASE)
 _SECONDS = 60
+_STALLED = "60s"
+"""Without a byte of an answer. Not for writing: the answer to a large object may take longer."""
 
 
 @lru_cache(maxsize=32)
-def server(origin: str) -> Any:
-    """Return the obstore store of a bucket or host, one for the life of the process; `memory://` lives as long. Raises
-    UnreachableError if the environment holds settings that it cannot use."""
+def server(origin: str, *, reading: bool = False) -> Any:
+    """Return the obstore store of a bucket or host, one for the life of the process; `memory://` lives as long. One for
+    `reading` asks again when an answer stalls. Raises UnreachableError if the environment holds settings that it cannot
+    use."""
     from obstore.store import from_url  # noqa: PLC0415 - an extra: only stores behind URLs need it
 
     if origin.startswith("memory:"):
         return from_url("memory:///")
     # Plain http is what the user asked for when the endpoint says so; the clouds' own endpoints are https.
     options = {"allow_http": True, "connect_timeout": "10s", "timeout": "10m", "user_agent": "mmkd"}
+    if reading:
+        options["read_timeout"] = _STALLED
     retries = {"max_retries": 4, "retry_timeout": timedelta(minutes=10)}
     with answered(origin):
         return from_url(origin, client_options=options, retry_config=retries)

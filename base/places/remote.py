@@ -112,7 +112,7 @@ class RemotePath:
 
     def read_bytes(self) -> bytes:
         with answered(str(self)):
-            data: bytes = server(self.origin).get(self._name).bytes().to_bytes()
+            data: bytes = server(self.origin, reading=True).get(self._name).bytes().to_bytes()
         return data
 
     def read_range(self, offset: int, length: int) -> bytes:
@@ -122,7 +122,8 @@ class RemotePath:
         if length <= 0:  # servers answer an empty range with an error
             return b""
         with answered(str(self)):
-            data: bytes = server(self.origin).get_range(self._name, start=offset, length=length).to_bytes()
+            store = server(self.origin, reading=True)
+            data: bytes = store.get_range(self._name, start=offset, length=length).to_bytes()
         return data
 
     def tagged(self) -> tuple[bytes, str | None]:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from mmkd.distill.teacher_features import as_tensor
+from mmkd.distill.teacher_features import as_tensor, ask_for
 from mmkd.store import FeatureStore, Preprocessing, TeacherCard
 from mmkd.store.convert.exports import export_safetensors
 from mmkd.store.fold import fold
@@ -121,7 +121,12 @@ class Mmkd(Layout):
             for tower in ("image", "text"):
                 self.arrays[f"{slug}_{tower}"] = as_tensor(store.features(slug, tower))
 
-    batch = Memory.batch  # type: ignore[assignment]
+    def batch(self, rows: Rows, columns: Sequence[str]) -> list[Any]:
+        """As training gathers."""
+        for column in columns:
+            ask_for(self.arrays[column], torch.from_numpy(rows))
+        return [self.arrays[name].index_select(0, torch.from_numpy(rows)) for name in columns]
+
     scan = Memory.scan  # type: ignore[assignment]
 
 

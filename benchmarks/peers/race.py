@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ PEERS = (*OVER_THE_STORE, Hdf5, Safetensors, *LOADERS)
 DIM = 512
 BATCHES = (1024, 4096, 16384)
 REPEATS = 9
-MODES = ("open", "batch", "scan")
+MODES = ("open", "batch", "nine", "scan")
+DEPTH = 32
 SCAN_SECONDS = 4.0
 """What needs longer for all rows in order is stopped then, and its rate is that of the rows it did."""
 
@@ -96,25 +98,56 @@ def drop_cache(place: Path) -> float:
     return resident / max(pages, 1)
 
 
-def alone(kind: type[Layout], folder: Path, mode: str, rows: int) -> dict[str, Any]:
-    """In a process that has opened nothing yet: a first row (warm), or a batch or a scan of one teacher (cold)."""
+def alone(kind: type[Layout], folder: Path, mode: str, rows: int, teachers: int) -> dict[str, Any]:
+    """In a process that has opened nothing yet: a first row, warm; a batch of one teacher or all, or a scan, cold."""
     place = place_of(kind, folder)
     limit = min(rows, kind.most_rows)
     resident = drop_cache(place) if mode != "open" else 1.0
-    layout, columns = kind(place), columns_of(1)
+    layout, columns = kind(place), columns_of(teachers if mode == "nine" else 1)
     picked = np.random.default_rng(2).integers(0, limit, 4096)
+    if mode == "nine" and layout.row_by_row:
+        picked = picked[:256]
+    disk = pages_a_second(place, 9 * 4096) if mode == "nine" and kind is Mmkd else 0.0
+    resident = drop_cache(place) if disk else resident
     started = time.perf_counter()
     layout.open()
     if mode == "scan":
         done = scan_for(layout, columns, SCAN_SECONDS)
     else:
-        done = len(layout.batch(picked if mode == "batch" else picked[:1], columns)[0])
+        done = len(layout.batch(picked[:1] if mode == "open" else picked, columns)[0])
     seconds = time.perf_counter() - started
     case = "open" if mode == "open" else f"cold {mode}"
-    return {"case": case, "layout": kind.name, "seconds": seconds, "rows": done, "resident": resident}
+    pages = done * len(columns) / seconds
+    told = {"case": case, "layout": kind.name, "seconds": seconds, "rows": done, "resident": resident}
+    return told | ({"pages_a_second": pages, "disk_pages_a_second": disk} if disk else {})
 
 
-def all_alone(kind: type[Layout], folder: Path, rows: int) -> None:
+def pages_a_second(place: Path, count: int) -> float:
+    """What the disk gives of random pages of these files, `DEPTH` requests at a time, none of them in memory."""
+    drop_cache(place)
+    files = [path for path in files_of(place) if path.stat().st_size > mmap.PAGESIZE]
+    fds = [os.open(path, os.O_RDONLY) for path in files]
+    pages = np.array([os.fstat(fd).st_size // mmap.PAGESIZE for fd in fds])
+    picked = np.random.default_rng(5).integers(0, pages.sum(), count)
+    which = np.searchsorted(pages.cumsum(), picked, side="right")
+    offsets = (picked - (pages.cumsum() - pages)[which]) * mmap.PAGESIZE
+
+    def read(part: np.ndarray) -> None:
+        for at in part.tolist():
+            os.pread(fds[which[at]], mmap.PAGESIZE, int(offsets[at]))
+
+    for fd in fds:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    started = time.perf_counter()
+    with ThreadPoolExecutor(DEPTH) as pool:
+        list(pool.map(read, np.array_split(np.arange(count), DEPTH)))
+    seconds = time.perf_counter() - started
+    for fd in fds:
+        os.close(fd)
+    return count / seconds
+
+
+def all_alone(kind: type[Layout], folder: Path, rows: int, teachers: int) -> None:
     """Every mode of `alone`, each in a fork of this process, which has its imports done and has used none of them."""
     for name in kind.needs:
         importlib.import_module(name)
@@ -122,7 +155,7 @@ def all_alone(kind: type[Layout], folder: Path, rows: int) -> None:
         sys.stdout.flush()
         child = os.fork()
         if not child:
-            print(json.dumps(alone(kind, folder, mode, rows)), flush=True)
+            print(json.dumps(alone(kind, folder, mode, rows, teachers)), flush=True)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         assert status == 0, (kind.name, mode)
@@ -138,10 +171,11 @@ def scan_for(layout: Layout, columns: list[str], seconds: float) -> int:
     return done
 
 
-def run_alone(folder: Path, rows: int) -> Iterator[dict[str, Any]]:
+def run_alone(folder: Path, rows: int, teachers: int) -> Iterator[dict[str, Any]]:
     """`alone` for every layout and mode."""
     for kind in available():
-        command = [sys.executable, "-P", __file__, str(folder), "-", "--rows", str(rows), "--alone", kind.__name__]
+        command = [sys.executable, "-P", __file__, str(folder), "-", "--rows", str(rows)]
+        command += ["--teachers", str(teachers), "--alone", kind.__name__]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=300)
         lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
         assert len(lines) == len(MODES), done.stdout
@@ -233,14 +267,14 @@ def main() -> None:
     keep_freed_memory()  # as the trainer does
     if given.alone:
         kind = next(kind for kind in available() if kind.__name__ == given.alone)
-        all_alone(kind, given.folder, given.rows)
+        all_alone(kind, given.folder, given.rows, given.teachers)
         return
     given.folder.mkdir(parents=True, exist_ok=True)
     features = make_features(given.rows, given.teachers)
     write_all(given.folder, features)
     if given.write_only:
         return
-    found = [*sizes(given.folder, given.rows, given.teachers), *run_alone(given.folder, given.rows)]
+    found = [*sizes(given.folder, given.rows, given.teachers), *run_alone(given.folder, given.rows, given.teachers)]
     layouts: list[Layout] = [Memory(given.folder, features)]
     for kind in available():
         layout = kind(place_of(kind, given.folder))

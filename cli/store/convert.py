@@ -104,6 +104,11 @@ def _source(original: Path, features: str, name: str, allow_loss: tuple[str, ...
 )
 @ALLOW_LOSS
 @click.option("--codec", type=click.Choice(CODECS), help="Compression of --layout zarr.")
+@click.option(
+    "--keep-bits",
+    type=click.IntRange(1, 22),
+    help="For --layout zarr: round features to this many bits of the mantissa; float16 has 10.  [default: all]",
+)
 def export(
     path: StorePath,
     out: Path,
@@ -112,10 +117,13 @@ def export(
     images: ImageMode,
     allow_loss: tuple[str, ...],
     codec: str | None,
+    keep_bits: int | None,
 ) -> None:
     """Write a store's features in another layout, into a new folder."""
     if (codec is not None) != (layout == "zarr"):
         raise ConfigError("--codec and --layout zarr belong together, for example --layout zarr --codec zstd")
+    if keep_bits is not None and layout != "zarr":
+        raise ConfigError("--keep-bits belongs to --layout zarr")
     if (file is not None or images != "none") and layout != "original":
         raise ConfigError("--file and --images belong to --layout original")
     if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
@@ -125,9 +133,11 @@ def export(
     if layout in writers:
         what = counted(writers[layout](source, out, allow_loss), "part" if layout == "npy" else "file")
     elif codec is not None:
-        report = export_archive(source, out, codec, allow_loss)
+        report = export_archive(source, out, codec, allow_loss, keep_bits)
         share = report.archived / max(report.stored, 1)
         what = f"{report.arrays} arrays, {report.archived:,} bytes ({share:.1%} of {report.stored:,})"
+        if error := report.error:
+            what += f", rounded (1 - cosine: mean {error.mean:.1e}, worst {error.worst:.1e})"
     else:
         from mmkd.store.convert.original_export import export_original, imported_files
 

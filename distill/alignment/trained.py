@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Generator
 from itertools import product
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -15,7 +16,9 @@ from mmkd.distill.alignment import TeacherMap
 from mmkd.distill.alignment.closed_form import Moments, fit_procrustes, moments
 from mmkd.distill.alignment.config import AutoencoderSettings, JointSettings, ProcrustesSettings, TrainingSettings
 from mmkd.distill.alignment.rows import AlignmentRows, TeacherRows
-from mmkd.distill.batches import epoch_order, one_ahead
+from mmkd.distill.batches import one_ahead
+from mmkd.distill.order import epoch_places
+from mmkd.distill.world import local_device
 from mmkd.store.layout import TOWERS, Tower
 
 Batch = dict[str, TeacherRows]
@@ -32,9 +35,8 @@ def batches(
     def gather() -> Generator[Batch, None, None]:
         for step in range(settings.steps):
             epoch, place = divmod(step, per_epoch)
-            if place == 0:
-                order = epoch_order(rows.fit, seed, epoch)
-            yield rows.gather(order[place * size : (place + 1) * size], device)
+            positions = np.arange(place * size, (place + 1) * size)
+            yield rows.gather(rows.fit[epoch_places(positions, len(rows.fit), seed, epoch)], device)
 
     return one_ahead(gather(), device)
 
@@ -101,7 +103,7 @@ def fit_joint(rows: AlignmentRows, settings: JointSettings, dim: int, seed: int)
     """Train the maps, beginning with Procrustes rotations; equal captions in a batch are negatives of each other."""
     found = moments(rows, settings.center)
     begin = fit_procrustes(rows, ProcrustesSettings(center=settings.center), dim, seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = local_device()
     weights = {slug: fitted.weight for slug, fitted in begin.items()}
     model = JointMaps(found, weights, settings.temperature).to(device)
     generator = torch.Generator().manual_seed(seed)
@@ -151,7 +153,7 @@ class MultiTeacherAutoencoder(nn.Module):
 
 def fit_autoencoder(rows: AlignmentRows, settings: AutoencoderSettings, dim: int, seed: int) -> dict[str, TeacherMap]:
     """Train the autoencoder, and return each teacher's first layer."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = local_device()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = MultiTeacherAutoencoder(rows.widths, dim, settings).to(device)

@@ -14,6 +14,7 @@ _PATHS: dict[str, Any] = {
     "out": {},
     "student": {"model": {}, "start_from": {}, "pretrained": {"image": {}, "text": {}}},
     "heads": {"alignment": {}},
+    "data": {"cache": {}},
     "monitor": {"sets": {"store": {}}},
 }
 """Keys of paths."""
@@ -47,7 +48,9 @@ def _resolve(value: Any, folder: Path, paths: dict[str, Any], key: str = "") -> 
         return value | {name: _resolve(value[name], folder, paths[name], name) for name in paths if name in value}
     if isinstance(value, list):
         return [_resolve(entry, folder, paths, key) for entry in value]
-    if not isinstance(value, str) or not value or value.startswith("hf-hub:") or (paths and key != "pretrained"):
+    if not isinstance(value, str) or not value or value.startswith("hf-hub:") or "://" in value:
+        return value
+    if paths and key != "pretrained":
         return value
     scheme = "local-dir:" if value.startswith("local-dir:") else ""
     place = folder / value.removeprefix(scheme)

@@ -38,7 +38,7 @@ SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide")
 # A folder that holds such a file, and beside it one of the others, was written by mmkd. A slash ends a folder's name.
 _WRITTEN_BY_MMKD = {
     "zarr.json": ("a store", ("samples/",)),
-    "run.json": ("a training run", ("checkpoints/", "tokens.npz")),
+    "run.json": ("a training run", ("checkpoints/", "tokens/")),
     "mmkd_run.json": ("an exported student", ("open_clip_config.json",)),
     "results.jsonl": ("an evaluation", ("plans/",)),
 }

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mmkd.base.errors import TeacherError
-from mmkd.base.images.resampling import FILTERS, resize
+from mmkd.base.images.resampling import FILTERS, Canvas, resize
 from mmkd.base.images.source import MAX_PIXELS, ImageError
 from mmkd.store import Preprocessing
 
@@ -80,7 +80,7 @@ def pixels_of(picture: Image.Image, geometries: Sequence[Geometry]) -> dict[Geom
         p = _place(geometry, picture.mode, *picture.size)
         canvas = p.mode, p.side, p.side and p.fill
         groups.setdefault((canvas, p.size, p.interpolation), []).append((geometry, p))
-    sources = {canvas: _lay_out(picture, *canvas) for canvas, _, _ in groups}
+    sources = {canvas: Canvas(picture, *canvas) for canvas, _, _ in groups}
     found: dict[Geometry, NDArray[np.uint8]] = {}
     for (canvas, size, interpolation), members in groups.items():
         boxes = [
@@ -113,17 +113,6 @@ def _window(
 
 def _is_open_clip(geometry: Geometry) -> bool:
     return geometry.resize_mode in ("shortest", "longest", "squash")
-
-
-def _lay_out(picture: Image.Image, mode: str, side: int, fill: int) -> Image.Image:
-    """Return the picture in this mode, in the middle of a square of `side`, if that is not 0. Source of the margins:
-    github.com/RyanWangZf/MedCLIP, medclip/dataset.py, MedCLIPFeatureExtractor.pad_img."""
-    colored = picture if picture.mode == mode else picture.convert(mode)
-    if side == 0 or picture.size == (side, side):
-        return colored
-    square = Image.new(mode, (side, side), (fill,) * len(mode))
-    square.paste(colored, ((side - picture.width) // 2, (side - picture.height) // 2))
-    return square
 
 
 def _place(geometry: Geometry, mode: str, width: int, height: int) -> _Placement:

@@ -16,10 +16,13 @@ from numpy.typing import NDArray
 from mmkd.base.files import disk_errors, write_atomically
 from mmkd.store.array import consecutive
 from mmkd.store.convert.losses import every_row, refuse_losses, store_losses
-from mmkd.store.layout import sample_part, teacher_group
+from mmkd.store.encoding import CosineError, all_errors, cosine_error
+from mmkd.store.layout import TOWERS, sample_part, teacher_group
 from mmkd.store.reader import FeatureStore
-from mmkd.store.samples import in_rows, read_part
+from mmkd.store.samples import in_rows, part_bytes, read_part
 from mmkd.store.writer import iter_shards
+
+_FILE_BYTES = 1 << 28
 
 
 def export_parquet(store: FeatureStore, out: Path, allow_loss: Collection[str] = ()) -> int:
@@ -84,55 +87,87 @@ def export_safetensors(store: FeatureStore, out: Path, allow_loss: Collection[st
 
 @dataclass(frozen=True)
 class ArchiveReport:
-    """Arrays of an archive; bytes of their values, and of their chunks in the archive."""
+    """Arrays of an archive; bytes of their values, and of their files in the archive; what rounding cost, over all."""
 
     arrays: int
     stored: int
     archived: int
+    error: CosineError | None
 
 
-def export_archive(store: FeatureStore, out: Path, codec: str, allow_loss: Collection[str] = ()) -> ArchiveReport:
+def export_archive(
+    store: FeatureStore, out: Path, codec: str, allow_loss: Collection[str] = (), keep_bits: int | None = None
+) -> ArchiveReport:
     """Write the store as compressed plain Zarr v3 with its Parquet parts into the new folder `out`: to keep or to send.
     It is no store: compressed chunks cannot be mapped, and a shard without an entry holds the fill value. `codec`: of
-    `CODECS`. Raises CorruptStoreError if a chunk differs from its ledger entry; StoreError if `out` cannot be
-    written; UserError for a loss that is not allowed."""
+    `CODECS`. `keep_bits`: round floats to this many bits of their mantissa. Raises CorruptStoreError if a chunk differs
+    from its ledger entry; StoreError if `out` cannot be written; UserError for a loss that is not allowed."""
     refuse_losses("the archive", store_losses(store, every_row(store), store.teachers), allow_loss)
     import zarr  # noqa: PLC0415 - slow to import, and only archives are written by zarr itself
     from zarr import codecs  # noqa: PLC0415
 
     compressor: Any = {
+        "blosc": lambda: codecs.BloscCodec(cname="zstd", clevel=5, shuffle="shuffle"),
         "zstd": lambda: codecs.ZstdCodec(level=19),
-        "blosc": lambda: codecs.BloscCodec(cname="zstd", clevel=9, shuffle="bitshuffle"),
         "gzip": lambda: codecs.GzipCodec(level=9),
     }[codec]()
     record, stored, arrays = store.record, 0, 0
+    errors: list[tuple[CosineError | None, int]] = []
     with disk_errors(out):
-        attributes = {"mmkd_archive": {"codec": codec, "record": record.model_dump(mode="json")}}
-        root = zarr.create_group(out, attributes=attributes)
+        noted = {"codec": codec, "keep_bits": keep_bits, "record": record.model_dump(mode="json")}
+        root = zarr.create_group(out, attributes={"mmkd_archive": noted})
         for slug, card in store.teachers.items():
             document = card.model_dump(mode="json")
             group = root.create_group(teacher_group(slug), attributes={"mmkd_archive": {"card": document}})
             for spec in card.arrays:
-                source = store.array(slug, spec)
+                source, per_shard = store.array(slug, spec), record.rows_per_shard
+                per_file = _shards_per_file(spec.chunk_bytes(per_shard), record.shards_per_pack)
                 target = group.create_array(
                     spec.name,
                     shape=spec.shape(len(store)),
-                    chunks=spec.shape(record.rows_per_shard),
+                    chunks=spec.shape(per_shard),
+                    shards=spec.shape(per_shard * per_file),
                     dtype=spec.dtype,
                     fill_value=spec.fill,
                     compressors=[compressor, codecs.Crc32cCodec()],
+                    dimension_names=["row", "feature"][: len(spec.shape(1))],
                 )
                 arrays += 1
-                for shard, span in enumerate(iter_shards(record)):
-                    if source.checksums[shard]:
-                        target[span.start : span.stop] = source.body(shard)[: len(span)]
-                        stored += spec.chunk_bytes(len(span))
+                for first in range(0, store.shards, per_file):
+                    shards = range(first, min(first + per_file, store.shards))
+                    bodies = [source.body(shard) for shard in shards]
+                    if keep_bits is not None and spec.name in TOWERS and spec.dtype != "int8":
+                        bodies = [_rounded(body, keep_bits, errors) for body in bodies]
+                    rows = slice(first * per_shard, min(shards.stop * per_shard, len(store)))
+                    target[rows] = np.concatenate(bodies)[: rows.stop - rows.start]
+                vouched = (record.shard_rows(shard) for shard, crc in enumerate(source.checksums) if crc)
+                stored += sum(spec.chunk_bytes(len(rows)) for rows in vouched)
+        error = all_errors(errors) if errors else None
+        root.attrs["mmkd_archive"] = noted | {"error": error and error.model_dump()}
         _copy_samples(store, out)
         archived = sum(path.stat().st_size for path in (out / "teachers").rglob("c/**/*") if path.is_file())
-    return ArchiveReport(arrays, stored, archived)
+    return ArchiveReport(arrays, stored, archived, error)
+
+
+def _shards_per_file(chunk_bytes: int, most: int) -> int:
+    """Return the power of two of shards that are encoded together in memory and become one file."""
+    return int(min(most, 1 << (max(1, _FILE_BYTES // chunk_bytes).bit_length() - 1)))
+
+
+def _rounded(values: NDArray[Any], keep_bits: int, errors: list[tuple[CosineError | None, int]]) -> NDArray[Any]:
+    """Round to the nearest value with so many bits of the mantissa (Klöwer et al. 2021, doi:10.1038/s43588-021-00156-2)
+    and add what it cost to `errors`; what has no more bits, or would become infinite, stays."""
+    from numcodecs import BitRound  # noqa: PLC0415 - slow to import
+
+    if keep_bits >= np.finfo(values.dtype).nmant:
+        return values
+    rounded = BitRound(keep_bits).encode(values).view(values.dtype).reshape(values.shape)
+    rounded, sound = np.where(np.isfinite(rounded), rounded, values), ~np.isnan(values[:, 0])
+    errors.append((cosine_error(values, rounded, sound), int(sound.sum())))
+    return rounded
 
 
 def _copy_samples(store: FeatureStore, out: Path) -> None:
     for shard in range(store.shards):
         read_part(store.root, shard)
-        write_atomically(out / sample_part(shard), (store.root / sample_part(shard)).read_bytes())
+        write_atomically(out / sample_part(shard), part_bytes(store.root, shard))

@@ -66,11 +66,13 @@ def coverage(store: FeatureStore) -> Coverage:
     rows = tuple(len(store.record.shard_rows(shard)) for shard in range(store.shards))
     shape = (len(store.teachers), store.shards)
     done, share = np.zeros(shape, dtype=bool), {tower: np.full(shape, np.nan) for tower in TOWERS}
-    for (index, (slug, card)), shard in product(enumerate(store.teachers.items()), range(store.shards)):
-        entry, asked = store.ledger.get((shard, slug)), store.record.asked_towers(shard, card)
-        done[index, shard] = entry is not None or not asked
-        for tower in asked:
-            share[tower][index, shard] = entry.sound_rows(tower) / rows[shard] if entry else 0
+    for (index, (slug, card)), span in product(enumerate(store.teachers.items()), store.record.spans()):
+        asked = [tower for tower in card.towers if tower in span.corpus.towers]
+        for shard in span.shards:
+            entry = store.ledger.get((shard, slug))
+            done[index, shard] = entry is not None or not asked
+            for tower in asked:
+                share[tower][index, shard] = entry.sound_rows(tower) / rows[shard] if entry else 0
     return Coverage(tuple(store.teachers), rows, done, share)
 
 

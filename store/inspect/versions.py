@@ -13,10 +13,11 @@ from pydantic import Field
 from mmkd.base.errors import CorruptStoreError, UserError
 from mmkd.base.files import create_atomically, list_folder
 from mmkd.base.places.remote import StorePath
-from mmkd.store.hierarchy import Document, canonical_sha256, encode_sealed, read_file, read_sealed
+from mmkd.store.hierarchy import Document, canonical_sha256, encode_sealed, read_sealed
 from mmkd.store.inspect.coverage import ranges_of, shard_ranges
-from mmkd.store.layout import check_slug, is_slug, sample_part
+from mmkd.store.layout import check_slug, is_slug
 from mmkd.store.reader import FeatureStore
+from mmkd.store.samples import part_bytes
 from mmkd.store.selections import read_selection_card, selection_names
 
 FOLDER = "tags"
@@ -39,7 +40,7 @@ def store_content(store: FeatureStore) -> StoreContent:
     """Collect the digests. Raises CorruptStoreError if the ledger, a sample part or a selection cannot be read."""
     record, rows = store.record, {entry.shard: entry.samples_sha256 for entry in store.ledger.values()}
     for shard in set(range(store.shards)) - rows.keys():
-        rows[shard] = hashlib.sha256(read_file(store.root / sample_part(shard))).hexdigest()
+        rows[shard] = hashlib.sha256(part_bytes(store.root, shard)).hexdigest()
     corpora = [[span.corpus.digest, span.corpus.rows, span.corpus.towers] for span in record.spans()]
     parts = {_ROWS: (canonical_sha256([record.rows, record.rows_per_shard, corpora]), rows)}
     for slug, card in store.teachers.items():

@@ -1,0 +1,118 @@
+"""Training from a store behind a URL: the shards of a window are fetched into a bounded folder of this machine, those
+of the next window while the steps of this one run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmkd.base.errors import ConfigError, MmkdError
+from mmkd.base.places.remote import REQUESTS, RemotePath
+from mmkd.distill.config import RunConfig
+from mmkd.distill.order import Windows
+from mmkd.store import FeatureStore
+from mmkd.store.array import ChunkedArray
+from mmkd.store.cache import Cache
+from mmkd.store.encoding import VALID
+from mmkd.store.inputs import Inputs
+
+
+def open_store(config: RunConfig) -> FeatureStore:
+    """Open the store of a run; one behind a URL gets a cache. Raises ConfigError if its order reads random rows;
+    otherwise as `FeatureStore.open`."""
+    store = FeatureStore.open(config.store)
+    if isinstance(store.root, RemotePath):
+        if config.data.order != "windows":
+            raise ConfigError(
+                f"store: {store.root} is behind a URL and data.order {config.data.order} reads random rows; set "
+                f"data.order to windows, or copy it with `mmkd store pull {store.root} FOLDER`"
+            )
+        name = hashlib.sha256(f"{store.root} {store.record.created}".encode()).hexdigest()[:12]
+        folder = config.data.cache or config.out / "cache"
+        store.cache = Cache(folder, int(config.data.cache_gb * 1e9), name, kept=2 * config.data.window)
+    return store
+
+
+class FetchAhead:
+    """Fetches the windows that steps come to. slugs: teachers whose features are needed. inputs: the store's images,
+    None when they are read from the corpus. rows_ahead: rows that are asked for before those of the step in hand."""
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        windows: Windows,
+        slugs: Iterable[str],
+        inputs: Inputs | None,
+        *,
+        rows_ahead: int,
+        epochs: int,
+    ) -> None:
+        """Raises ConfigError if the windows that are in use at a time do not fit into the cache."""
+        assert store.cache is not None
+        self.windows, self.inputs, self.epochs = windows, inputs, epochs
+        cards = [store.card(slug) for slug in slugs]
+        self._arrays: list[ChunkedArray] = [
+            store.array(card.slug, spec) for card in cards for spec in card.arrays if spec != VALID
+        ]
+        self._begun: dict[tuple[int, int], list[Future[Path]]] = {}
+        self._pool = ThreadPoolExecutor(REQUESTS, thread_name_prefix="mmkd-fetch")
+        images = max((entry.bytes for entry in inputs.entries.values()), default=0) if inputs is not None else 0
+        shard = images + sum(array.stored.chunk_bytes for array in self._arrays)
+        together = min(windows.together, len(windows.shards))
+        # That of the step in hand, those that are asked for, the last one of an epoch, which is short, and the next.
+        count = 3 + -(-rows_ahead // int(np.sort(windows.sizes)[:together].sum()))
+        if (needed := min(count * together, len(windows.shards)) * shard) > store.cache.limit:
+            raise ConfigError(
+                f"data.cache_gb {store.cache.limit / 1e9:g} is too little: up to {count} windows of {together} shards "
+                f"are in use at a time, {needed / 1e9:.3g} GB; raise it, or lower data.window"
+            )
+
+    def __call__(self, epoch: int, positions: range) -> None:
+        """Begin the windows of these positions and the one behind them; wait for the images of the former, which worker
+        processes read. Raises UnreachableError, CorruptStoreError if they cannot be fetched; StoreError if the disk is
+        full."""
+        at = positions.start
+        while at < positions.stop:
+            number, at, shards = self.windows.window(epoch, at)
+            for job in self._begin(epoch, number, shards):
+                job.result()
+        epoch, at = (epoch, at) if at < len(self.windows) else (epoch + 1, 0)
+        if epoch < self.epochs:
+            number, _, shards = self.windows.window(epoch, at)
+            self._begin(epoch, number, shards)
+
+    def _begin(self, epoch: int, number: int, shards: NDArray[np.int64]) -> list[Future[Path]]:
+        """Submit a window once; return the futures of its images."""
+        if (epoch, number) not in self._begun:
+            images = [self._pool.submit(job) for job in self._images(shards)]
+            for job in self._features(shards):
+                self._pool.submit(_quietly, job)
+            while len(self._begun) > 2:
+                self._begun.pop(next(iter(self._begun)))
+            self._begun[epoch, number] = images
+        return self._begun[epoch, number]
+
+    def _images(self, shards: NDArray[np.int64]) -> Iterator[Callable[[], Path]]:
+        if self.inputs is not None:
+            yield from (partial(self.inputs.fetch, shard) for shard in shards.tolist() if shard in self.inputs.entries)
+
+    def _features(self, shards: NDArray[np.int64]) -> Iterator[Callable[[], Path]]:
+        for shard in shards.tolist():
+            yield from (partial(array.fetch, shard) for array in self._arrays if array.checksums[shard])
+
+    def close(self) -> None:
+        """Begin nothing more; what is being fetched is finished."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _quietly(job: Callable[[], Path]) -> None:
+    # Whoever needs the rows asks for them again, and says what is wrong.
+    with suppress(MmkdError, OSError):
+        job()

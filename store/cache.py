@@ -1,0 +1,79 @@
+"""A bounded folder of what was fetched from a store behind a URL, shared by all processes of a machine: each file is
+fetched once, whole, and the ones that were asked for longest ago go first."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes may fetch a file at the same time
+    fcntl = None  # type: ignore[assignment]
+
+from mmkd.base.errors import StoreError
+from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors, remove_file, write_atomically
+
+_LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The folder, the most bytes that its files may have, and the beginning of the names of one store's. kept: files of
+    one array that a process holds open."""
+
+    folder: Path
+    limit: int
+    store: str
+    kept: int
+    owner: int = field(default_factory=os.getpid)
+    """The process that may fetch: threads of the network do not live on in one that is forked from it."""
+
+    def fetch(self, name: str, size: int, read: Callable[[], bytes]) -> Path:
+        """Return the file `name` of `size` bytes, written from `read` when it is not there. Raises StoreError if the
+        disk is full; and what `read` raises."""
+        path = self.folder / f"{self.store}-{name}"
+        if not _touched(path):
+            with self._locked(f"{path.name}{_LOCK}"):
+                if not _touched(path):
+                    if os.getpid() != self.owner:
+                        raise StoreError(f"{path} was taken away while it was needed; give the cache more room")
+                    data = read()
+                    with self._locked(_LOCK):
+                        self._make_room(size)
+                        write_atomically(path, data)
+        return path
+
+    def _make_room(self, size: int) -> None:
+        """Delete the files that were asked for longest ago until `size` bytes fit."""
+        files = [entry for entry in os.scandir(self.folder) if not entry.name.endswith((_LOCK, TEMPORARY_SUFFIX))]
+        found = [(entry.stat().st_mtime_ns, entry.stat().st_size, Path(entry.path)) for entry in files]
+        held = sum(bytes_of for _, bytes_of, _ in found)
+        for _, bytes_of, path in sorted(found):
+            if held + size <= self.limit:
+                return
+            remove_file(path)
+            remove_file(path.with_name(f"{path.name}{_LOCK}"))
+            held -= bytes_of
+        if size > self.limit:
+            raise StoreError(f"{self.folder}: a file of {size:,} bytes is over the limit of {self.limit:,}; raise it")
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = (self.folder / name).open("wb")
+        with file:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _touched(path: Path) -> bool:
+    """Note that a file is asked for; return False if it is not there."""
+    with suppress(FileNotFoundError):
+        os.utime(path, ns=(time.time_ns(),) * 2)
+        return True
+    return False

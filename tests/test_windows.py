@@ -1,0 +1,283 @@
+"""Training from where a store lies: windows of shards, a bounded cache, an S3 server that is slow and fails."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rank_order import joined
+from slow_s3 import SlowS3, slow_s3
+from tiny_corpus import picture
+from tiny_run import quiet, stopped_at_first_step, write_run
+from tiny_store import make_card, make_index, make_store
+
+from mmkd.base.errors import ConfigError, StoreError, UnreachableError
+from mmkd.base.places import connection
+from mmkd.base.places.remote import as_root
+from mmkd.distill.checkpoint import find_checkpoint, read
+from mmkd.distill.config import load_run
+from mmkd.distill.order import Windows
+from mmkd.distill.prepare import prepare
+from mmkd.distill.world import World
+from mmkd.store.cache import Cache
+from mmkd.store.inputs import SCHEMA, write_inputs
+
+ROWS, SHARDS = 2000, 8
+CPU = World(torch.device("cpu"))
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 30), st.integers(1, 6), st.integers(0, 2**40), st.data())
+def test_windows_are_a_permutation_of_whole_shards(shards: int, together: int, seed: int, data: st.DataObject) -> None:
+    held = data.draw(st.sets(st.integers(0, 16 * shards - 1), min_size=1))
+    rows = np.array(sorted(held))
+    windows, positions = Windows(rows, 16, together, seed), np.arange(len(rows))
+    orders = []
+    for epoch in range(2):
+        places = windows.places(positions, epoch)
+        assert sorted(places.tolist()) == positions.tolist()
+        some = data.draw(st.lists(st.sampled_from(positions.tolist()), min_size=1, max_size=9))
+        assert windows.places(np.array(some), epoch).tolist() == places[some].tolist()
+        at, seen = 0, []
+        while at < len(rows):
+            number, end, named = windows.window(epoch, at)
+            assert windows.window(epoch, end - 1)[0] == number == len(seen)
+            assert set(rows[places[at:end]] // 16) == set(named)
+            seen.append(len(named))
+            at = end
+        assert seen[:-1] == [together] * (len(seen) - 1)
+        assert len(windows) == len(rows)
+        orders.append(places.tolist())
+    assert len(rows) < 30 or orders[0] != orders[1]
+
+
+def test_a_cache_holds_what_was_asked_for_last(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "c", limit=250, store="s", kept=2)
+    read: list[str] = []
+
+    def fetch(name: str) -> bytes:
+        return cache.fetch(name, 100, lambda: read.append(name) or name.encode() * 100).read_bytes()  # type: ignore[func-returns-value]
+
+    for name in "abacab":
+        assert fetch(name) == name.encode() * 100
+        time.sleep(0.01)
+        held = sum(path.stat().st_size for path in (tmp_path / "c").glob("s-?"))
+        assert held <= 250
+    assert read == ["a", "b", "c", "b"]
+    with pytest.raises(StoreError, match="a file of 300 bytes is over the limit of 250"):
+        cache.fetch("large", 300, lambda: bytes(300))
+
+
+@pytest.fixture(scope="module")
+def wide_scene(training_scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of eight shards with pictures, and a student."""
+    root = tmp_path_factory.mktemp("wide")
+    index = make_index(ROWS)
+    named = {"uri": [f"{row}.png" for row in range(ROWS)], "image_sha256": [f"{row:064x}" for row in range(ROWS)]}
+    for name, values in named.items():
+        index = index.set_column(index.schema.get_field_index(name), name, pa.array(values, pa.string()))
+    make_store(root / "features", ROWS, [make_card("alpha", 24), make_card("beta", 32)], index=index)
+    jpegs = []
+    for number in range(16):
+        buffer = io.BytesIO()
+        picture(number).save(buffer, "JPEG")
+        jpegs.append(buffer.getvalue())
+    for shard in range(SHARDS):
+        rows = range(256 * shard, min(256 * shard + 256, ROWS))
+        columns = [list(rows), [f"{row:064x}" for row in rows], [jpegs[row % 16] for row in rows]]
+        write_inputs(root / "features", shard, 40, pa.table(columns, schema=SCHEMA))
+    (root / "tiny-student.json").write_bytes((training_scene / "tiny-student.json").read_bytes())
+    return root
+
+
+@pytest.fixture
+def distant(
+    wide_scene: Path, s3_server: str, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[str, SlowS3]]:
+    """The URL of the same store, and the server."""
+    for path in (wide_scene / "features").rglob("*"):
+        if path.is_file():
+            (as_root(bucket) / str(path.relative_to(wide_scene / "features"))).write_bytes(path.read_bytes())
+    with slow_s3(s3_server) as told:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", told.address)
+        connection.server.cache_clear()
+        yield bucket, told
+    connection.server.cache_clear()
+
+
+def run_of(root: Path, name: str, **changes: Any) -> Path:
+    """Two epochs of 15 steps in windows of one shard."""
+    data = {"workers": 0, "order": "windows", "window": 1} | changes.pop("data", {})
+    wanted: dict[str, Any] = {"where": "", "batch_size": 128, "data": data, "store": "features"}
+    return write_run(root, name, **(wanted | changes))
+
+
+def seen_by(path: Path, first: int = 0, count: int | None = None) -> list[Any]:
+    """Rows, pictures and features of a run's steps."""
+    seen = []
+    with closing(prepare(load_run(path), CPU).batches.from_step(first)) as batches:
+        for batch in islice(batches, count):
+            parts = [batch.images, batch.tokens, batch.groups, *(p for t in batch.targets for p in (t.image, t.text))]
+            seen.append(
+                [batch.step, batch.rows.tolist(), *(hashlib.sha256(p.numpy().tobytes()).hexdigest() for p in parts)]
+            )
+    return seen
+
+
+@pytest.fixture(scope="module")
+def nearby(wide_scene: Path) -> list[Any]:
+    """What a run sees that reads the store on disk in the same order."""
+    return seen_by(run_of(wide_scene, "nearby"))
+
+
+@pytest.mark.integration
+def test_a_store_behind_a_url_gives_the_batches_of_the_same_on_disk_and_fetches_each_byte_once(
+    wide_scene: Path, tmp_path: Path, distant: tuple[str, SlowS3], nearby: list[Any]
+) -> None:
+    url, told = distant
+    changes = {"store": url, "data": {"cache": str(tmp_path / "cache"), "cache_gb": 0.0024, "workers": 2}}
+    path = run_of(wide_scene, "distant", **changes)
+    prepare(load_run(path), CPU)  # writes the pairs, which reads sample parts and `valid`
+    told.sent.clear()
+    assert seen_by(path) == nearby
+    teachers = {name: size for name, size in told.sent.items() if "/inputs/" in name or "/loose/" in name}
+    whole = {name: size for name, size in teachers.items() if not name.endswith(".json")}
+    stored = sum(p.stat().st_size for p in (wide_scene / "features/inputs").glob("*.arrow"))
+    stored += sum(
+        p.stat().st_size for p in (wide_scene / "features").glob("teachers/*/*/loose/*") if "valid" not in str(p)
+    )
+    assert stored > 2.4e6  # so that the second epoch does not find it all there
+    assert 1.1 * stored < sum(whole.values()) <= 2 * 1.05 * stored
+    files = [p for p in (tmp_path / "cache").iterdir() if not p.name.endswith(".lock")]
+    assert sum(p.stat().st_size for p in files) <= 2.4e6
+    # Stopped in the middle of a window and gone on with.
+    assert seen_by(path, 6, 4) == nearby[6:10]
+
+
+@pytest.mark.slow
+def test_ranks_behind_a_url_see_the_same_samples_and_share_the_cache(
+    wide_scene: Path, tmp_path: Path, distant: tuple[str, SlowS3]
+) -> None:
+    url, told = distant
+    steps, sent = {}, {}
+    for ranks in (1, 2):
+        data = {"cache": str(tmp_path / f"cache-{ranks}"), "workers": 0}
+        path = run_of(wide_scene, f"ranks-{ranks}", store=url, epochs=1, data=data)
+        told.sent.clear()
+        launcher = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        # Processes of their own: a forked one lacks the threads by which this one has written to the server.
+        command = [*launcher, str(Path(__file__).parent / "rank_order.py"), str(path), "0", str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        steps[ranks] = joined(tmp_path, ranks)
+        sent[ranks] = sum(size for name, size in told.sent.items() if "loose" in name or name.endswith(".arrow"))
+    assert steps[1] == steps[2]
+    assert sent[2] == pytest.approx(sent[1], rel=0.01)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("fault", ["fail", "stall"])
+def test_a_server_that_fails_once_is_asked_again_and_one_that_keeps_failing_is_one_line(
+    wide_scene: Path, distant: tuple[str, SlowS3], nearby: list[Any], monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    url, told = distant
+    monkeypatch.setattr(connection, "_STALLED", "1s")
+    connection.server.cache_clear()
+    failed: set[str] = set()
+
+    def once(name: str) -> str:
+        if "loose" not in name or name in failed or len(failed) > 2:
+            return ""
+        failed.add(name)
+        return fault
+
+    path = run_of(wide_scene, f"faulty-{fault}", store=url)
+    run = prepare(load_run(path), CPU)
+    with closing(run.batches.from_step(0)) as batches:
+        for _ in range(3):
+            next(batches)
+    told.fault = once
+    assert seen_by(run_of(wide_scene, f"again-{fault}", store=url)) == nearby
+    assert failed
+    told.fault = lambda name: "fail" if "alpha/image/loose" in name else ""
+    with pytest.raises(UnreachableError, match=r"loose.* cannot be used: 500 Internal Server Error") as caught:
+        seen_by(run_of(wide_scene, f"ended-{fault}", store=url))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.integration
+def test_a_run_that_a_server_ended_goes_on_to_the_same_weights(wide_scene: Path, distant: tuple[str, SlowS3]) -> None:
+    url, told = distant
+    quiet(run_of(wide_scene, "whole", epochs=1))
+    path = run_of(wide_scene, "ended", store=url, epochs=1, checkpoints={"every_steps": 3})
+    stopped_at_first_step(path)
+    told.fault = lambda name: "fail" if name.endswith(("00003", "00005")) else ""
+    with pytest.raises(UnreachableError):
+        quiet(path)
+    told.fault = lambda name: ""
+    report = quiet(path)
+    assert report.resumed_at > 0
+    one, other = (
+        read(find_checkpoint(load_run(wide_scene / f"{name}.yaml").out, "last")) for name in ("whole", "ended")
+    )
+    assert one.tensors.keys() == other.tensors.keys()
+    assert all(torch.equal(value, other.tensors[name]) for name, value in one.tensors.items())
+
+
+def test_random_orders_banks_and_small_caches_are_refused(wide_scene: Path, distant: tuple[str, SlowS3]) -> None:
+    url, _ = distant
+    with pytest.raises(ConfigError, match=r"data\.order shuffled reads random rows; set data\.order to windows, or"):
+        prepare(load_run(run_of(wide_scene, "random", store=url, data={"order": "shuffled"})), CPU)
+    with pytest.raises(ConfigError, match=r"up to 5 windows of 1 shards are in use at a time, 0\.00"):
+        prepare(load_run(run_of(wide_scene, "small", store=url, data={"cache_gb": 0.0001})), CPU)
+    bank = {"bank": 1.0, "bank_rows": {"size": 50, "refresh": 9}}
+    with pytest.raises(ConfigError, match=r"loss\.bank reads rows of the whole store"):
+        load_run(run_of(wide_scene, "bank", loss=bank))
+    held_out = {"sets": [{"name": "held", "where": "site = 's1'"}]}
+    with pytest.raises(ConfigError, match="monitor set 'held': its images lie all over"):
+        prepare(
+            load_run(run_of(wide_scene, "held", store=url, where="site = 's0'", batch_size=24, monitor=held_out)), CPU
+        )
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounts a small disk")
+@pytest.mark.integration
+def test_a_full_cache_disk_is_one_line(wide_scene: Path, tmp_path: Path, distant: tuple[str, SlowS3]) -> None:
+    url, _ = distant
+    small = tmp_path / "small"
+    small.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(small)], check=False)
+    if done.returncode:
+        pytest.skip("mount is not allowed here")
+    try:
+        with pytest.raises(StoreError, match=r"cannot write .*: No space left on device; make room") as caught:
+            seen_by(run_of(wide_scene, "full", store=url, data={"cache": str(small)}))
+        assert "\n" not in str(caught.value)
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def test_damaged_files_of_the_cache_are_fetched_again(
+    wide_scene: Path, tmp_path: Path, distant: tuple[str, SlowS3], nearby: list[Any]
+) -> None:
+    url, _ = distant
+    path = run_of(wide_scene, "damaged", store=url, data={"cache": str(tmp_path / "cache")})
+    assert seen_by(path, 0, 2) == nearby[:2]
+    for number, file in enumerate(sorted((tmp_path / "cache").glob("*-image-*[!k]"))):
+        file.write_bytes(file.read_bytes()[:-9] if number % 2 else b"x" + file.read_bytes()[1:])
+    assert seen_by(path, 0, 2) == nearby[:2]
