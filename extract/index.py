@@ -88,11 +88,12 @@ def _with_records(
     corpus: Corpus, parts: Sequence[Part], tables: Sequence[pa.Table], **facts: Any
 ) -> list[tuple[CorpusRecord, pa.Table]]:
     """Return the tables of `_index` with their records."""
-    place, digest = {"location": corpus.location, "root": str(corpus.root)}, corpus_digest(corpus, parts)
-    about: list[dict[str, Any]] = [{**facts, "kind": corpus.kind, "labels": corpus.labels, "digest": digest}]
-    about.append({"kind": CAPTIONS_KIND, "towers": ("text",), "digest": _captions_digest(digest)})
+    digest, root = corpus_digest(corpus, parts), str(corpus.root)
+    own = {**facts, "kind": corpus.kind, "location": corpus.location, "labels": corpus.labels, "digest": digest}
+    beside = {"kind": CAPTIONS_KIND, "location": f"{CAPTIONS_KIND} of {corpus.location}", "towers": ("text",)}
+    about: list[dict[str, Any]] = [own, {**beside, "digest": _captions_digest(digest)}]
     return [
-        (CorpusRecord(rows=len(table), **place, **members), table)
+        (CorpusRecord(rows=len(table), root=root, **members), table)
         for table, members in zip(tables, about, strict=False)
     ]
 

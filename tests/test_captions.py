@@ -90,6 +90,7 @@ def test_each_further_caption_is_one_row(tmp_path: Path, write: object) -> None:
         ("captions", ("text",), range(256, 263)),
     ]
     assert further(tmp_path / "s") == EXPECTED
+    assert store.record.appended[0].location == f"captions of {corpus.location}"
     images = sample_dataset(store).to_table().to_pylist()[:5]
     assert [(row["key"], row["caption"], row["reason"], row["image_rows"]) for row in images] == [
         ("a", "one", None, None),
