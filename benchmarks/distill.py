@@ -40,7 +40,7 @@ from mmkd.store.writer import ShardFeatures, add_teacher, create_store, iter_sha
 TEACHERS, DIM, BATCH, REPEATS = 9, 512, 32, 9
 # Batches that a loader has ready before its step is asked for: two of its worker, one of the thread, one spare.
 AHEAD, BLOCK, BLOCKS = 4, 8, 5
-STUDENT = {
+STUDENT: dict[str, Any] = {
     "embed_dim": 256,
     "vision_cfg": {"image_size": 64, "layers": 4, "width": 192, "head_width": 64, "patch_size": 8},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 3},
@@ -222,11 +222,11 @@ def layout_row(folder: Path, device: torch.device) -> Row:
     chosen, other = (Towers(build_student(StudentConfig(model=str(folder / "lite.json")))).to(device) for _ in "ab")
     assert chosen.channels_last
     other.channels_last = False
-    other.student.visual.to(memory_format=torch.contiguous_format)  # type: ignore[union-attr, call-overload]
+    other.student.visual.to(memory_format=torch.contiguous_format)
     found = medians(
         {
-            "chosen": lambda: chosen.encode_images(pixels).square().sum().backward(),
-            "other": lambda: other.encode_images(pixels).square().sum().backward(),
+            "chosen": lambda: torch.autograd.backward(chosen.encode_images(pixels).square().sum()),
+            "other": lambda: torch.autograd.backward(other.encode_images(pixels).square().sum()),
         },
         device,
     )

@@ -120,7 +120,7 @@ def caption(row: int) -> str:
 def shards_of(rows: int) -> None:
     """Let a store of this process have shards so small that a run takes minutes and every worker has one."""
     mmkd.store.layout.MIN_ROWS_PER_SHARD = mmkd.store.record.MIN_ROWS_PER_SHARD = rows  # type: ignore[attr-defined]
-    mmkd.store.writer.rows_per_shard = lambda _: rows  # type: ignore[attr-defined, assignment]
+    mmkd.store.writer.rows_per_shard = lambda _: rows  # type: ignore[attr-defined, assignment, misc]
 
 
 def bare_seconds(described: Described, rows: int, texts: bool = True) -> float:

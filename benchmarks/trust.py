@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +35,7 @@ def make_suite(folder: Path, rows: int, models: int = MODELS) -> Path:
     number = np.arange(rows)
     patient, tissue, hospital = number // EACH, number % CLASSES, number // EACH % SITES
     schema = sample_schema(LABELS)
-    columns = {name: [None] * rows for name in schema.names}
+    columns: dict[str, list[Any]] = {name: [None] * rows for name in schema.names}
     columns |= {"row": number.tolist(), "key": [str(row) for row in range(rows)], "status": ["ok"] * rows}
     for name, codes in zip(LABELS, (tissue, hospital, patient), strict=True):
         columns[name] = [f"{name}{code}" for code in codes]
