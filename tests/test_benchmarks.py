@@ -35,7 +35,9 @@ def result(name: str, *rows: Row, date: str = "2026-01-02", machine: Machine = M
 @pytest.mark.parametrize("script", benchmarks(), ids=lambda path: path.stem)
 def test_every_benchmark_imports_and_measures_rows(script: Path) -> None:
     module = importlib.import_module(f"mmkd.benchmarks.{script.stem}")
-    assert str(inspect.signature(module.measure)) == "(full: 'bool') -> 'list[Row]'"
+    (full, *options), returns = inspect.signature(module.measure).parameters.values(), module.measure.__annotations__
+    assert (str(full), returns["return"]) == ("full: 'bool'", "list[Row]")
+    assert all(option.default is not option.empty for option in options)
     assert module.__doc__
 
 

@@ -216,7 +216,7 @@ def test_missing_package_is_one_line_and_nothing_is_written(tmp_path: Path) -> N
 
 def test_package_without_the_picture_is_one_line() -> None:
     with pytest.raises(
-        UserError, match=r"^package scikit-image holds no data/no\.png, expected /.*; run: pip install .*$"
+        UserError, match=r"^package scikit-image has no data/no\.png, expected /.*; run: pip install .*$"
     ):
         File("scikit-image", "skimage/data/no.png", "BSD-3-Clause").locate()
 

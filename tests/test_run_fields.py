@@ -63,6 +63,6 @@ def test_crops_cover_the_share_of_the_image_that_is_set(monkeypatch: pytest.Monk
     device = torch.device("cpu")
     for decode in ("workers", "device"):
         data = DataConfig(crop_scale=(0.2, 0.3), decode=decode)
-        pictures = images.train_pictures(StoredImages.__new__(StoredImages), data, student, device)
+        pictures = images.train_pictures(StoredImages.__new__(StoredImages), data, student, device, None)
         crop = pictures.args[1].transforms[0] if decode == "workers" else pictures.args[1]
         assert tuple(crop.scale) == (0.2, 0.3)

@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from mmkd.base.errors import UnreachableError
@@ -22,6 +22,14 @@ _STALLED = "60s"
 """Without a byte of an answer. Not for writing: the answer to a large object may take longer."""
 
 
+@cache
+def _memory(origin: str) -> Any:
+    """Return the objects of a `memory://` origin: what is written must be what is read."""
+    from obstore.store import MemoryStore  # noqa: PLC0415
+
+    return MemoryStore()
+
+
 @lru_cache(maxsize=32)
 def server(origin: str, *, reading: bool = False) -> Any:
     """Return the obstore store of a bucket or host, one for the life of the process; `memory://` lives as long. One for
@@ -30,7 +38,7 @@ def server(origin: str, *, reading: bool = False) -> Any:
     from obstore.store import from_url  # noqa: PLC0415 - an extra: only stores behind URLs need it
 
     if origin.startswith("memory:"):
-        return from_url("memory:///")
+        return _memory(origin)
     # Plain http is what the user asked for when the endpoint says so; the clouds' own endpoints are https.
     options = {"allow_http": True, "connect_timeout": "10s", "timeout": "10m", "user_agent": "mmkd"}
     if reading:
