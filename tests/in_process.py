@@ -7,14 +7,17 @@ from pathlib import Path
 
 import torch
 
+from mmkd.base.images.recipe import Recipe
 from mmkd.extract.corpora import open_corpus
 from mmkd.extract.decoding import Threads
+from mmkd.extract.derived import append_pictures
 from mmkd.extract.encode import Workbench
 from mmkd.extract.index import create_indexed_store
 from mmkd.extract.plan import plan_tasks
 from mmkd.extract.shard import extract_shard
 from mmkd.extract.teachers import Teacher, describe_teacher, load_teacher, parse_teachers
 from mmkd.store import FeatureStore
+from mmkd.store.record import Store
 from mmkd.store.writer import add_teacher
 
 
@@ -36,6 +39,14 @@ def run(corpus: Path, root: Path, teachers: dict[str, Teacher], threads: int = 2
         bench = Workbench(Threads(threads))
         extract_shard(store, task.shard, {slug: teachers[slug] for slug in task.teachers}, bench)
     return FeatureStore.open(root)
+
+
+def extracted(table: Path, root: Path, teachers: dict[str, Teacher], recipe: Recipe, threads: int = 2) -> FeatureStore:
+    """What `mmkd extract --views` does, without a scheduler."""
+    if not (root / "zarr.json").exists():
+        create_indexed_store(open_corpus(str(table)), root)
+    append_pictures(Store.open(root), recipe, lambda line: None)
+    return run(table, root, teachers, threads)
 
 
 def tree_digest(root: Path) -> dict[str, str]:

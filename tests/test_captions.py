@@ -5,13 +5,12 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
+from caption_corpus import FIELDS, described, write_jsonl
 from in_process import load, run, tree_digest
 from tiny_corpus import png
 from tiny_teachers import write_tiny_teacher
@@ -36,7 +35,6 @@ ROWS = [
     {"key": "a", "image": "3.png", "caption": ["seven"], "made": "no", "kind": None},
     {"key": "d", "image": "3.png", "caption": ["five"], "made": "x", "kind": None},
 ]
-FIELDS = {"captions": "further", "further": {"made": "synthetic"}, "kind_column": "kind"}
 EXPECTED = [
     ("a#caption-1", "two", "reference", [0]),
     ("a#caption-2", "three", "reference", [0]),
@@ -46,21 +44,6 @@ EXPECTED = [
     ("b#caption-3", "six", "report", [1]),
     ("b#caption-4", "z", "synthetic", [1]),
 ]
-
-
-def described(folder: Path, content: dict[str, object]) -> Path:
-    """A corpus.yaml in the folder, with pictures beside it."""
-    for i in range(4):
-        (folder / f"{i}.png").write_bytes(png(i))
-    (folder / "corpus.yaml").write_text(yaml.safe_dump(content))
-    return folder / "corpus.yaml"
-
-
-def write_jsonl(folder: Path, rows: Iterable[dict[str, object]], **fields: object) -> Path:
-    """A JSONL corpus of these rows."""
-    folder.mkdir(exist_ok=True)
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return described(folder, {"kind": "table", "path": "pairs.jsonl", **FIELDS, **fields})
 
 
 def write_parquet(folder: Path) -> Path:

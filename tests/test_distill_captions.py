@@ -12,8 +12,8 @@ import open_clip
 import pyarrow as pa
 import pytest
 import torch
+from caption_corpus import write_jsonl
 from in_process import load, run
-from test_captions import write_jsonl
 from tiny_run import quiet, write_run, write_scene
 
 from mmkd.base.errors import ConfigError, IncompleteStoreError, UserError

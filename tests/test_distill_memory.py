@@ -16,7 +16,7 @@ pytest.importorskip("mmkd.benchmarks.linked_store", reason="benchmarks are part 
 from mmkd.benchmarks.linked_store import make_linked_store
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_pairs_are_kept_on_disk_and_not_in_memory(tmp_path: Path) -> None:
     make_linked_store(tmp_path / "store", 400_000, 1, 8)
@@ -25,4 +25,4 @@ def test_pairs_are_kept_on_disk_and_not_in_memory(tmp_path: Path) -> None:
     files = sum(path.stat().st_size for path in (tmp_path / "run/tokens").rglob("*.bin"))
     assert files > 50e6
     assert made < 30e6
-    assert mapped < 3e6
+    assert mapped < 6e6

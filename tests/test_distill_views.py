@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 from image_teacher import Seer
-from in_process import load, run
+from in_process import extracted, load, run
 from PIL import Image
-from test_views import extracted
 from tiny_run import assert_equal_ends, in_ranks, quiet, stopped_at_first_step, write_run, write_scene
 
 from mmkd.base.errors import ConfigError, UserError

@@ -14,14 +14,14 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_teacher import Seer
-from in_process import load, run, tree_digest
+from in_process import extracted, load, run, tree_digest
 from PIL import Image, ImageOps
 from tiny_corpus import write_table_corpus
 from tiny_teachers import write_tiny_teacher
 
 from mmkd.base.errors import ConfigError, CorpusError, UserError
 from mmkd.base.images.decoding import decode
-from mmkd.base.images.recipe import Recipe, parse_recipe, read_recipe
+from mmkd.base.images.recipe import parse_recipe, read_recipe
 from mmkd.base.images.views import View, Views, draw
 from mmkd.cli.main import cli
 from mmkd.extract import decoding
@@ -150,14 +150,6 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Teacher]:
     return load({"one": folder}, "one") | {"seer": Seer()}
 
 
-def extracted(table: Path, root: Path, teachers: dict[str, Teacher], recipe: Recipe, threads: int = 2) -> FeatureStore:
-    """What `mmkd extract --views` does, without a scheduler."""
-    if not (root / "zarr.json").exists():
-        create_indexed_store(open_corpus(str(table)), root)
-    append_pictures(Store.open(root), recipe, lambda line: None)
-    return run(table, root, teachers, threads)
-
-
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory, teachers: dict[str, Teacher]) -> Path:
     """90 pairs, of which one has no image, one a damaged one and one a key of before; the store `s` of five views."""
@@ -228,7 +220,7 @@ def test_an_image_is_read_and_decoded_once_for_its_views(
     assert len(decoded) == 88 + 88 + 1
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_bytes_are_the_same_however_they_came_about(scene: Path, tmp_path: Path, teachers: dict[str, Teacher]) -> None:
     recipe, table = JITTER.model_copy(update={"count": 5}), scene / "corpus/pairs.csv"
     expected = tree_digest(scene / "s")
