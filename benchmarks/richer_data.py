@@ -135,10 +135,8 @@ def tower_views(made: Material, out: Path) -> Tensor:
     """What the towers make of the views, float32 (N * VIEWS, 1280)."""
 
     def make() -> Tensor:
-        rows = [
-            {"image": str(path.relative_to(out)), "caption": made.train[0]["caption"]}
-            for path in view_pictures(made, out)
-        ]
+        # Images alone are asked for: caption and class are of no use.
+        rows = [made.train[0] | {"image": str(path.relative_to(out))} for path in view_pictures(made, out)]
         return tower_features(load_towers(), rows, out).image
 
     return kept(out / "views.pt", make)
