@@ -19,5 +19,7 @@ def peak_tflops(device: str, half: bool) -> tuple[float, str]:
 def arithmetic_text(flops_a_second: float, peak: float, source: str) -> str:
     """Return achieved arithmetic, and what share it is of a peak in TFLOP/s (model FLOPs utilization), if known."""
     achieved = flops_a_second / 1e12
+    if 0 < peak < achieved:
+        return f"{achieved:.3g} TFLOP/s, above the peak of {peak:.3g} {source}; run `mmkd doctor` on the idle machine"
     share = f", MFU {achieved / peak:.1%} of {peak:.3g} {source}" if peak else "; `mmkd doctor` measures the peak"
     return f"{achieved:.3g} TFLOP/s{share}"

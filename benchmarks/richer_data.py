@@ -162,14 +162,14 @@ class Teachers:
             slugs = slugs[::3] + (slugs[1::3] if scene.arm.vision_only else [])
         self.slugs = tuple(slugs)
         self.heads = [heads[slug] for slug in slugs]
-        self.cards = {
-            slug: SimpleNamespace(logit_scale=float(head.logit_scale.exp()))
-            for slug, head in zip(slugs, self.heads, strict=True)
-        }
-        self.dims = (WIDTH,) * len(slugs)
         self.towers = tuple(
             TOWERS if number < 3 or not scene.arm.vision_only else ("image",) for number in range(len(slugs))
         )
+        self.cards = {
+            slug: SimpleNamespace(logit_scale=float(head.logit_scale.exp()), towers=towers)
+            for slug, head, towers in zip(slugs, self.heads, self.towers, strict=True)
+        }
+        self.dims = (WIDTH,) * len(slugs)
 
     def gather(self, rows: Rows, epoch: int | None = None) -> tuple[TeacherTargets, ...]:
         """Features of these rows; of the view that an epoch draws where the arm has it so."""

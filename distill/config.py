@@ -209,9 +209,10 @@ class DataConfig(Frozen):
     views: bool = False
     """Train on the views that the store has (`mmkd extract --views`), one drawn for each image and epoch, and on the
     teachers' features of that view; `crop_scale` is then not used, and the original files are read."""
-    captions: dict[str, NonNegativeFloat] = Field(default_factory=dict)
+    captions: dict[str, NonNegativeFloat] | None = None
     """Draw weight of each kind of caption, one drawn for each row and epoch: `own`, the row's own, a kind of
-    further captions that the store has, or `further` for those without a kind. Empty: each row's own."""
+    further captions that the store has, or `further` for those without a kind. When not given: all captions that the
+    store has of a row alike (docs/distillation.md, table "captions"); with `order: windows` each row's own."""
     images: Literal["auto", "inputs", "corpus"] = "auto"
     """`inputs`: the store's own JPEGs (`mmkd extract --keep-inputs`); `corpus`: the original files."""
     decode: Literal["workers", "device"] = "workers"
@@ -241,8 +242,8 @@ class DataConfig(Frozen):
             yield f"views are cut from the original files, and `{kept}` reads reduced ones; leave it out"
         if (self.views or self.captions) and self.order == "windows":
             yield "views and further captions are rows of other shards, which `order: windows` does not read"
-        if self.captions and not any(self.captions.values()):
-            yield f"captions: every weight of {', '.join(self.captions)} is 0; give one of them more"
+        if self.captions is not None and not any(self.captions.values()):
+            yield f"captions: every weight of {{{', '.join(self.captions)}}} is 0; give one of them more"
 
 
 class ComputeConfig(Frozen):

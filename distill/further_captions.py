@@ -60,22 +60,31 @@ class TrainingCaptions:
         return tokens, tuple(needed.tolist())
 
 
+def has_further_captions(store: FeatureStore) -> bool:
+    """Return True if rows of the store are further captions of images."""
+    return any(span.corpus.towers == ("text",) for span in store.record.spans())
+
+
 def find_captions(
-    store: FeatureStore, rows: NDArray[np.int64], weights: Mapping[str, float], tokenizer: Tokenize
+    store: FeatureStore, rows: NDArray[np.int64], weights: Mapping[str, float] | None, tokenizer: Tokenize
 ) -> TrainingCaptions:
     """Find the captions of rows with a caption, int64 (n,) grid rows, ascending, and draw them by the weights of their
-    kinds; a row that has none of these kinds keeps its own. Raises UserError if the store has no further captions, or
-    not a kind that is named; IncompleteStoreError if they are not extracted yet."""
+    kinds, None for all alike; a row that has none of these kinds keeps its own. Raises UserError if the store has no
+    further captions, or not a kind that is named; IncompleteStoreError if they are not extracted yet."""
     spans = [span for span in store.record.spans() if span.corpus.towers == ("text",)]
     if not spans or not len(rows):
         raise UserError(f"data.captions: {store.root} has no further captions of the run's images; leave it out")
     columns = ["row", "caption", "caption_kind", "image_rows", "status"]
     table = store.sample_table(columns, reduce(or_, (in_rows(span.rows) for span in spans)))
     if "pending" in table["status"].unique().to_pylist():
-        raise IncompleteStoreError(f"{store.root}: captions are not extracted yet; finish `mmkd extract` first")
+        raise IncompleteStoreError(
+            f"{store.root}: further captions are not extracted yet; finish `mmkd extract` first, or set data.captions "
+            "to {own: 1}"
+        )
     table = table.filter(pc.and_(pc.equal(table["status"], "ok"), table["image_rows"].is_valid()))
     kinds = table["caption_kind"].fill_null(UNNAMED).combine_chunks().dictionary_encode()
     names = kinds.dictionary.to_pylist()
+    weights = dict.fromkeys([OWN, *names], 1.0) if weights is None else weights
     if unknown := sorted(set(weights) - {OWN, *names}):
         known = ", ".join([OWN, *names])
         raise UserError(f"data.captions: {store.root} has no captions of kind {unknown[0]!r}; it has {known}")

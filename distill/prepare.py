@@ -23,7 +23,7 @@ from mmkd.distill.captions import Tokenize
 from mmkd.distill.checkpoint import Progress
 from mmkd.distill.config import RunConfig
 from mmkd.distill.fetch_ahead import FetchAhead, open_store
-from mmkd.distill.further_captions import TrainingCaptions, find_captions
+from mmkd.distill.further_captions import OWN, TrainingCaptions, find_captions, has_further_captions
 from mmkd.distill.images import RowImages, StoredImages, row_images, train_pictures
 from mmkd.distill.monitor import Monitor, find_held_out, read_held_out
 from mmkd.distill.objective import make_objective
@@ -73,6 +73,8 @@ class Run:
         """One line: pairs, teachers, student, steps and devices."""
         teachers, pairs, judge = self.batches.teachers, self.batches.pairs, self.judge_before
         rows = ", ".join(counted(count, name) for name, count in pairs.counts.items())
+        if (choices := self.batches.choices) is not None:
+            rows += f", {counted(len(choices.choice_rows), 'caption')}"
         return (
             f"{rows}, {counted(len(teachers.slugs) if teachers else 0, 'teacher')}, "
             f"student of {self.parameters / 1e6:.1f} M parameters, {self.schedule.total_steps:,} steps of "
@@ -201,7 +203,9 @@ def _find_views_and_captions(
     a teacher in it, does not have them."""
     data, (text, image) = config.data, (pairs.rows[part >= 0] for part in pairs.groups.T)
     views = find_views(store, image) if data.views else None
-    choices = find_captions(store, text, data.captions, tokenizer) if data.captions else None
+    kinds = None if data.captions is None else {kind for kind, weight in data.captions.items() if weight}
+    wanted = data.order == "shuffled" and has_further_captions(store) if kinds is None else kinds != {OWN}
+    choices = find_captions(store, text, data.captions, tokenizer) if wanted else None
     if views is not None and teachers is not None:
         teachers.check_rows("views", "image", views.rows[:, 0])
     if choices is not None and teachers is not None:

@@ -154,9 +154,10 @@ class Arithmetic:
     peak: float
 
     def rates(self, samples_per_second: float) -> dict[str, float]:
-        """Return achieved TFLOP/s of a device, and its share of the peak (model FLOPs utilization) where known."""
+        """Return achieved TFLOP/s of a device, and its share of the peak (model FLOPs utilization) where that is known:
+        a peak below what was achieved was measured on a busy machine."""
         tflops = samples_per_second * self.sample_flops / self.ranks / 1e12
-        return {"tflops": tflops} | ({"mfu": tflops / self.peak} if self.peak else {})
+        return {"tflops": tflops} | ({"mfu": tflops / self.peak} if self.peak >= tflops else {})
 
 
 @torch.no_grad()

@@ -80,6 +80,7 @@ def test_a_training_step_counts_its_towers_three_times(tmp_path: Path) -> None:
     assert locked.sample_flops == IMAGE + 3 * caption(TEXT["context_length"])
     assert locked.peak == 2.0 * torch.get_num_threads()
     assert locked.rates(1e12 / locked.sample_flops)["mfu"] == pytest.approx(1 / locked.peak)
+    assert "mfu" not in locked.rates(1.01e12 * locked.peak / locked.sample_flops)
     learned = {name.split(".")[0] for name, one in towers.student.named_parameters() if one.requires_grad}
     assert "visual" not in learned
     assert "transformer" in learned
@@ -113,6 +114,8 @@ def test_a_peak_is_what_doctor_measured_or_what_is_stated() -> None:
     write_note(PEAK, ["NVIDIA H200", "half"], 640.0)
     assert peak_tflops("NVIDIA H200", half=True) == (640.0, "measured by mmkd doctor")
     assert arithmetic_text(160e12, 640.0, "measured") == "160 TFLOP/s, MFU 25.0% of 640 measured"
+    expected = "0.2 TFLOP/s, above the peak of 0.07 measured; run `mmkd doctor` on the idle machine"
+    assert arithmetic_text(2e11, 0.07, "measured") == expected
     assert arithmetic_text(1.5e9, 0.0, "") == "0.0015 TFLOP/s; `mmkd doctor` measures the peak"
 
 

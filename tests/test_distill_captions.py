@@ -84,11 +84,11 @@ def test_what_the_store_does_not_have_ends_in_one_line(training_scene: Path) -> 
     line = r"^data.captions: s has no captions of kind 'draft'; it has own, synthetic, further, report$"
     with pytest.raises(UserError, match=line):
         find_captions(store_of(FURTHER), ROWS, {"draft": 1.0}, TOKENIZER)
-    with pytest.raises(IncompleteStoreError, match="s: captions are not extracted yet; finish `mmkd extract` first"):
+    with pytest.raises(IncompleteStoreError, match="s: further captions are not extracted yet; finish `mmkd extract`"):
         find_captions(store_of([(256, "two", None, [0], "pending")]), ROWS, {"own": 1.0}, TOKENIZER)
     with pytest.raises(UserError, match="has no further captions of the run's images; leave it out"):
-        quiet(write_run(training_scene, "no-captions", data={"captions": {"own": 1}}))
-    with pytest.raises(ConfigError, match="captions: every weight of own is 0; give one of them more"):
+        quiet(write_run(training_scene, "no-captions", data={"captions": {"further": 1}}))
+    with pytest.raises(ConfigError, match=r"captions: every weight of \{own\} is 0; give one of them more"):
         load_run(write_run(training_scene, "zero", data={"captions": {"own": 0}}))
 
 
@@ -141,3 +141,22 @@ def test_a_run_reads_the_captions_that_were_extracted(tmp_path: Path) -> None:
                 assert np.array_equal(target.image[place].numpy(), store.image(slug)[row])
     share = {name: seen.count(name) / len(seen) for name in ("own", "seen", "more")}
     assert share == pytest.approx({"own": 1 / 7, "seen": 3 / 7, "more": 3 / 7}, abs=0.15)
+    plain: dict[str, Any] = {"store": "several-features", "where": "", "batch_size": 12, "epochs": 4}
+    settings: dict[str, dict[str, Any]] = {
+        "given": {},
+        "alike": {"data": {"captions": {"own": 1, "further": 1}}},
+        "own": {"data": {"captions": {"own": 1}}},
+    }
+    runs = [
+        prepare(load_run(write_run(root, name, **plain, **asked)), World(torch.device("cpu")))
+        for name, asked in settings.items()
+    ]
+    given, alike, own = (one.batches.choices for one in runs)
+    assert given is not None
+    assert alike is not None
+    assert own is None
+    assert np.array_equal(given.upto, alike.upto)
+    assert np.array_equal(given.choice_rows, alike.choice_rows)
+    assert [one.headline.partition(" teachers")[0] for one in runs] == [
+        "24 pairs, 72 captions, 2", "24 pairs, 72 captions, 2", "24 pairs, 2"
+    ]  # fmt: skip
