@@ -311,8 +311,11 @@ def test_names_survive_every_table_and_figure(tmp_path_factory: pytest.TempPathF
 @pytest.mark.integration
 @pytest.mark.parametrize(
     "extra",
-    ["a|b", "x\ny", "$x^2$ \\frac"]
-    + [pytest.param(extra, marks=pytest.mark.slow) for extra in ("mean", "a\u2028b", "<b>&", "100%_#{}~^[", "a\x0bb")],
+    ["a|b", "x\ny"]
+    + [
+        pytest.param(extra, marks=pytest.mark.slow)
+        for extra in ("$x^2$ \\frac", "mean", "a\u2028b", "<b>&", "100%_#{}~^[", "a\x0bb")
+    ],
 )
 def test_hostile_domains_run_through_the_whole_command(tmp_path: Path, extra: str) -> None:
     changes = {row: {"domain": extra} for row in range(240, 300)}
