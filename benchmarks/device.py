@@ -290,7 +290,7 @@ def measure(full: bool) -> list[Row]:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for side, images in ((500, 4096 if full else 2048), (1000, 2048 if full else 768)):
+        for side, images in ((500, 4096 if full else 2048), (1000, 2048 if full else 1024)):
             table = write_corpus(folder / f"{side}", images, side)
             shards_of(images)
             extraction(table, folder / f"warm{side}", [Free(number) for number in range(9)], SimulatedDevice(), threads)
