@@ -11,8 +11,6 @@ from extract_scene import MMKD, Scene, ended, entries, kill_session, mmkd, setti
 from in_process import tree_digest
 from tiny_corpus import write_table_corpus
 
-from mmkd.store.record import Store
-
 pytestmark = pytest.mark.timeout(900)
 
 
@@ -72,32 +70,3 @@ def test_a_store_inside_its_corpus_goes_on_after_a_kill(scene: Scene, tmp_path: 
     assert other.returncode == 0, other.stderr
     assert "of mmkd, never part of a corpus" in other.stdout
     assert tree_digest(corpus / "other") == expected
-
-
-@pytest.mark.slow
-def test_views_and_captions_go_on_after_kills(scene: Scene, tmp_path: Path) -> None:
-    """Killed as soon as the store is there, then twice between shards; the last run has other workers."""
-    write_table_corpus(tmp_path / "corpus", 300)
-    lines = [f"images/{i % 300}.png,caption {i % 7} of {i % 90}" for i in range(900)]
-    (tmp_path / "corpus/pairs.csv").write_text("\n".join(["image,caption", *lines]))
-    corpus = tmp_path / "corpus/corpus.yaml"
-    corpus.write_text("kind: table\npath: pairs.csv\ncaptions: further\n")
-    options = ("--teachers", scene.teachers, "--views", 3)
-    whole = mmkd("extract", corpus, tmp_path / "whole", *options, "--workers", 1)
-    assert whole.returncode == 0, whole.stderr
-    rows = [len(span.rows) for span in Store.open(tmp_path / "whole").record.spans()]
-    assert rows == [300, len({line.partition(",")[2] for line in lines[300:]}), 900]
-    store, log = tmp_path / "store", tmp_path / "log"
-    for workers, done in ((1, 0), (2, 1), (1, 3)):
-        process = started([*MMKD, *map(str, ("extract", corpus, store, *options, "--workers", workers))], log)
-        wait_for(lambda done=done: (store / "zarr.json").is_file() and entries(store) >= done, process, log)  # type: ignore[misc]
-        kill_session(process)
-    assert entries(store) < 7
-    again = mmkd("extract", corpus, store, *options, "--workers", 4)
-    assert again.returncode == 0, again.stderr
-    assert tree_digest(store) == tree_digest(tmp_path / "whole")
-    other = mmkd("extract", corpus, store, "--teachers", scene.teachers, "--views", 2)
-    assert other.stderr.strip().splitlines()[-1].startswith(f"Error: {store} has views with count 3, not 2; ask for")
-    dry = mmkd("extract", corpus, tmp_path / "dry", *options, "--workers", 1, "--dry-run")
-    assert f"{sum(rows):,} rows in 9 shards of 256; 9 shards to do" in dry.stdout, dry.stdout + dry.stderr
-    assert not (tmp_path / "dry").exists()
