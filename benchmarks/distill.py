@@ -29,7 +29,8 @@ from mmkd.base.process import keep_freed_memory
 from mmkd.benchmarks.result import Row, main
 from mmkd.distill.batches import Batch
 from mmkd.distill.config import RunConfig, StudentConfig
-from mmkd.distill.prepare import Run, prepare
+from mmkd.distill.prepare import prepare
+from mmkd.distill.run import Run
 from mmkd.distill.student import Towers, build_student
 from mmkd.distill.world import World
 from mmkd.store import Preprocessing, TeacherCard

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from mmkd.base.errors import UserError, faults_as
 from mmkd.base.files import write_atomically
 from mmkd.base.install import import_extra
-from mmkd.distill.prepare import Run
+from mmkd.distill.run import Run
 
 _SECONDS_A_LINE = 60.0
 _RATES = (

@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -13,14 +13,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mmkd.base.errors import ConfigError, UserError
-from mmkd.base.files import temporary_files, write_atomically
 from mmkd.base.process import usable_cores
-from mmkd.base.text import counted
 from mmkd.distill import checkpoint
 from mmkd.distill.batch_norm import prepare_batch_norms, refuse_batch_norms
 from mmkd.distill.batches import Batches, BatchPlan, Schedule
 from mmkd.distill.captions import Tokenize
-from mmkd.distill.checkpoint import Progress
+from mmkd.distill.checkpoint import Progress, State
 from mmkd.distill.config import RunConfig
 from mmkd.distill.fetch_ahead import FetchAhead, open_store
 from mmkd.distill.further_captions import OWN, TrainingCaptions, find_captions, has_further_captions
@@ -31,8 +29,9 @@ from mmkd.distill.optimizer import WeightAverage, lock_layers, make_optimizer, w
 from mmkd.distill.order import Windows
 from mmkd.distill.pairs import Pairs, PairSource, open_pairs
 from mmkd.distill.policies import drawn_teacher
-from mmkd.distill.provenance import TEXT, RunRecord, make_record
-from mmkd.distill.student import Towers, check_text, image_size, model_config, preprocessing, save_text
+from mmkd.distill.provenance import RunRecord, make_record
+from mmkd.distill.run import Run
+from mmkd.distill.student import Towers, check_text, image_size, model_config, preprocessing
 from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.distill.terms import ONE_TOWER_TERMS
 from mmkd.distill.train_step import Arithmetic, Model, Updater, count_arithmetic
@@ -41,92 +40,11 @@ from mmkd.distill.world import World
 from mmkd.store import FeatureStore
 
 
-@dataclass
-class Run:
-    """Everything the training loop needs."""
-
-    config: RunConfig
-    world: World
-    batches: Batches
-    update: Updater
-    average: WeightAverage | None
-    monitor: Monitor
-    record: RunRecord
-    progress: Progress
-    tokenizer: Tokenize
-    arithmetic: Arithmetic
-    judge_before: str = ""
-    """Judge of the run so far, when another metric or other rows choose the best from here on."""
-
-    @property
-    def schedule(self) -> Schedule:
-        """Steps of the whole run."""
-        return self.batches.plan.schedule
-
-    @property
-    def parameters(self) -> int:
-        """Number of parameters of the student alone."""
-        return sum(parameter.numel() for parameter in self.update.model.towers.parameters())
-
-    @property
-    def headline(self) -> str:
-        """One line: pairs, teachers, student, steps and devices."""
-        teachers, pairs, judge = self.batches.teachers, self.batches.pairs, self.judge_before
-        rows = ", ".join(counted(count, name) for name, count in pairs.counts.items())
-        if (choices := self.batches.choices) is not None:
-            rows += f", {counted(len(choices.choice_rows), 'caption')}"
-        return (
-            f"{rows}, {counted(len(teachers.slugs) if teachers else 0, 'teacher')}, "
-            f"student of {self.parameters / 1e6:.1f} M parameters, {self.schedule.total_steps:,} steps of "
-            f"{self.config.batch_size} on {self.world.size} x {self.world.device.type}"
-            + (f", from step {self.progress.step:,}" if self.progress.step else "")
-            + (f"; the best checkpoint is chosen from here on, it was judged by {judge}" if judge else "")
-        )
-
-    def notes(self) -> list[str]:
-        """List warnings: truncated captions, teachers without pairs, parts of the student that are not trained."""
-        found = []
-        pairs = self.batches.pairs
-        if pairs.cut:
-            share, context = pairs.cut / (len(pairs.rows) - pairs.counts.get("lone image", 0)), pairs.captions.context
-            found.append(f"{share:.1%} of the captions fill the context of {context} tokens and may be cut there")
-        if silent := [slug for slug, count in pairs.taught.items() if not count]:
-            found.append(f"no row of this run has features of {', '.join(silent)}")
-        if self.config.data.unpaired and pairs.all_paired:
-            found.append("data.unpaired changes nothing: every row of this run is a pair")
-        student = self.update.model.towers.student
-        if getattr(student, "logit_bias", None) is not None:
-            found.append("the student's logit_bias is not trained: no loss here uses it")
-        if hasattr(student, "text_decoder"):
-            found.append("the student's text decoder is not trained: no loss here uses it")
-        return found
-
-    def begin(self) -> None:
-        """Write the configuration, in the first rank, and delete what killed runs left. Raises StoreError as `save`."""
-        if self.world.first:
-            out = self.config.out
-            for leftover in temporary_files(out):
-                leftover.unlink(missing_ok=True)
-            write_atomically(out / checkpoint.CONFIG, self.config.model_dump_json(indent=1).encode())
-            save_text(self.update.model.towers.student, self.tokenizer, out / TEXT)
-
-    def save(self, progress: Progress) -> None:
-        """Write a checkpoint, in the first rank. Raises StoreError if the disk is full or read-only."""
-        if self.world.first:
-            out, keep, update = self.config.out, self.config.checkpoints.keep_last, self.update
-            checkpoint.save_checkpoint(out, keep, self.record, progress, update.model, update.optimizer, self.average)
-
-
 def prepare(config: RunConfig, world: World, scratch: Path | None = None) -> Run:
     """Open the store, build the student, and load the run's last checkpoint; with `scratch` nothing is written to the
-    run's folder. Raises ConfigError, UserError,
-    IncompleteStoreError if store and configuration do not fit; CorruptStoreError if a checkpoint is damaged."""
-    share, left_over = divmod(config.batch_size, world.size)
-    if left_over:
-        raise ConfigError(
-            f"batch_size {config.batch_size} cannot be shared equally by {world.size} ranks; "
-            f"take {max(share, 1) * world.size}"
-        )
+    run's folder. Raises ConfigError, UserError, IncompleteStoreError if store and configuration do not fit;
+    CorruptStoreError if a checkpoint is damaged."""
+    share = _share(config, world)
     tokenizer = check_text(config.student.model)
     store = open_store(config)
     record = make_record(config, store, checkpoint.find_first_weights(config.student, config.out))
@@ -140,26 +58,18 @@ def prepare(config: RunConfig, world: World, scratch: Path | None = None) -> Run
     schedule = Schedule(len(pairs.rows), config.batch_size, config.epochs)
     warmup_steps(config.optimizer, schedule.total_steps)
     held_out = [find_held_out(entry, store, pairs) for entry in config.monitor.sets]
-    torch.manual_seed(config.seed)
-    student = checkpoint.load_student(config.student, state)
     piece = min(config.compute.micro_batch or share, share)
-    prepare_batch_norms(student, config.compute.batch_norm, world, share % piece or piece)
-    towers = Towers(student).to(world.device)
-    lock_layers(towers, config.student.lock)
-    if "lone text" in pairs.counts:
-        refuse_batch_norms(towers.train())
-    wish = config.data.features
-    if teachers is not None and (wish == "resident" or (wish == "auto" and teachers.fits(world.device))):
-        teachers.reside(world.device)
+    towers = _make_towers(config, state, pairs, world, share % piece or piece)
+    _reside(teachers, config, world)
     arithmetic = _look_at_captions(towers, pairs, world, half=_half(config, world))
     workers = config.data.workers if config.data.workers is not None else default_workers()
     place = "corpus" if views is not None else config.data.images
-    pictures = row_images(store, pairs.places, place, max(image_size(student)))
+    pictures = row_images(store, pairs.places, place, max(image_size(towers.student)))
     windows, ahead = _find_windows(config, store, pairs, slugs, pictures, workers)
     batches = Batches(
         plan=BatchPlan(pairs.rows, schedule, config.seed, windows),
         pairs=pairs,
-        pictures=train_pictures(pictures, config.data, student, world.device, views),
+        pictures=train_pictures(pictures, config.data, towers.student, world.device, views),
         choose=partial(drawn_teacher, config.seed) if _reads_one(config) else None,
         ahead=ahead,
         teachers=teachers,
@@ -174,26 +84,60 @@ def prepare(config: RunConfig, world: World, scratch: Path | None = None) -> Run
     average = WeightAverage(towers, config.optimizer.average) if config.optimizer.average else None
     update = _make_updater(config, model, world)
     if state is not None:
-        model.load_state_dict(state.part("model"))
-        checkpoint.restore_optimizer(model, update.optimizer, state)
-        if average is not None:
-            for name, value in state.part("average").items():
-                average.values[name].copy_(value)
+        _restore(state, model, update, average)
     monitor = Monitor(
         config=config.monitor,
-        sets=[read_held_out(rows, config.data, max(image_size(student)), tokenizer) for rows in held_out],
+        sets=[read_held_out(rows, config.data, max(image_size(towers.student)), tokenizer) for rows in held_out],
         towers=towers,
         average=average,
         batch_rows=piece,
         workers=workers,
         world=world,
     )
-    record = record.model_copy(update={"preprocess": asdict(preprocessing(student))})
+    record = record.model_copy(update={"preprocess": asdict(preprocessing(towers.student))})
     progress, judge_before = state.progress if state else Progress(0, monitor.judge), ""
     if progress.judge != monitor.judge:
         # Scores of other rows, or by another metric, are not compared.
         progress, judge_before = Progress(progress.step, monitor.judge), progress.judge
     return Run(config, world, batches, update, average, monitor, record, progress, tokenizer, arithmetic, judge_before)
+
+
+def _make_towers(config: RunConfig, state: State | None, pairs: Pairs, world: World, smallest: int) -> Towers:
+    """Build the student as the run trains it; `smallest`: rows of the smallest piece of a step."""
+    torch.manual_seed(config.seed)
+    student = checkpoint.load_student(config.student, state)
+    prepare_batch_norms(student, config.compute.batch_norm, world, smallest)
+    towers = Towers(student).to(world.device)
+    lock_layers(towers, config.student.lock)
+    if "lone text" in pairs.counts:
+        refuse_batch_norms(towers.train())
+    return towers
+
+
+def _share(config: RunConfig, world: World) -> int:
+    """Return a rank's rows of a step. Raises ConfigError if ranks cannot have equal numbers."""
+    share, left_over = divmod(config.batch_size, world.size)
+    if left_over:
+        raise ConfigError(
+            f"batch_size {config.batch_size} cannot be shared equally by {world.size} ranks; "
+            f"take {max(share, 1) * world.size}"
+        )
+    return share
+
+
+def _restore(state: State, model: Model, update: Updater, average: WeightAverage | None) -> None:
+    model.load_state_dict(state.part("model"))
+    checkpoint.restore_optimizer(model, update.optimizer, state)
+    if average is not None:
+        for name, value in state.part("average").items():
+            average.values[name].copy_(value)
+
+
+def _reside(teachers: TeacherFeatures | None, config: RunConfig, world: World) -> None:
+    """Put the teachers' features on the device where that is asked for, or they fit."""
+    wish = config.data.features
+    if teachers is not None and (wish == "resident" or (wish == "auto" and teachers.fits(world.device))):
+        teachers.reside(world.device)
 
 
 def _find_views_and_captions(

@@ -11,7 +11,8 @@ from tempfile import TemporaryDirectory
 from mmkd.base.text import counted
 from mmkd.distill.config import RunConfig
 from mmkd.distill.logs import memory_bytes
-from mmkd.distill.prepare import Run, prepare
+from mmkd.distill.prepare import prepare
+from mmkd.distill.run import Run
 from mmkd.distill.world import join_ranks
 
 _STEPS = 5

@@ -18,7 +18,8 @@ from mmkd.distill.checkpoint import Progress
 from mmkd.distill.config import RunConfig
 from mmkd.distill.logs import Board, Clock, open_boards
 from mmkd.distill.optimizer import lr_factor, set_learning_rate, warmup_steps
-from mmkd.distill.prepare import Run, prepare
+from mmkd.distill.prepare import prepare
+from mmkd.distill.run import Run
 from mmkd.distill.train_step import Outcome
 from mmkd.distill.world import World, join_ranks
 

@@ -1,8 +1,9 @@
 """Rows whose features are examined for a class and a confounder: the same for all models."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from mmkd.base.errors import UserError
 from mmkd.base.text import cell_text, counted
 from mmkd.evaluate import robustness
 from mmkd.evaluate.dataset import DatasetRows
+from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.robustness import Codes, Combination, TrustSettings
 from mmkd.evaluate.splits import draw_folds
@@ -67,7 +69,7 @@ def load_cohort(
 ) -> Cohort:
     """Take the rows of all splits, loaded with both `columns`, that have both values and features of every model.
     Raises UserError as `measure_trust`."""
-    spec, remarks = data.spec, []
+    spec = data.spec
     filled = [name for name, split in data.splits.items() if len(split)]
     samples = data.joined(tuple(filled or ["test"]))  # type: ignore[arg-type]
     rows, first = np.unique(samples.rows, return_index=True)
@@ -75,23 +77,7 @@ def load_cohort(
     if columns[0] == spec.label:
         names = {value: data.classes[i] for value, i in data.class_of.items()}
         cells[0] = np.array([names.get(value) for value in cells[0]], dtype=object)
-    there = np.ones(len(rows), dtype=bool)
-    for name, cell in zip(columns, cells, strict=True):
-        valued = cell != None  # noqa: E711 - element by element
-        if blank := int((~valued).sum()):
-            of_label = " or of none of its classes" if name == spec.label else ""
-            remarks.append(f"{counted(blank, 'row')} without {name}{of_label} left out")
-        there &= valued
-    for one in features:
-        sound = one.sound("image", rows)
-        if missing := int((there & ~sound).sum()):
-            remarks.append(f"{counted(missing, 'row')} without features of {one.model} left out, for all models")
-        there &= sound
-    if not there.any():
-        raise UserError(
-            f"{spec.dataset}: no row has {columns[0]}, {columns[1]} and features of every model "
-            f"({', '.join(remarks)}); name columns that have values"
-        )
+    there, remarks = _complete(spec, rows, features, dict(zip(columns, cells, strict=True)))
     kept = [one[there] for one in (samples.ids[first], *cells, data.groups(samples)[first])]
     coded = [np.unique(one.astype(str), return_inverse=True) for one in kept[1:]]
     classes, sites, groups = (tuple(names.tolist()) for names, _ in coded)
@@ -134,6 +120,31 @@ def load_cohort(
         digest=hashlib.sha256(repr([one.tolist() for one in kept]).encode()).hexdigest()[:16],
         remarks=tuple(remarks),
     )
+
+
+def _complete(
+    spec: DatasetSpec, rows: NDArray[np.int64], features: Sequence[Features], cells: Mapping[str, NDArray[Any]]
+) -> tuple[NDArray[np.bool_], list[str]]:
+    """Return which of these rows have a value in each column and features of every model, and how many others are left
+    out for what. Raises UserError if all are."""
+    there, remarks = np.ones(len(rows), dtype=bool), []
+    for name, cell in cells.items():
+        valued = cell != None  # noqa: E711 - element by element
+        if blank := int((~valued).sum()):
+            of_label = " or of none of its classes" if name == spec.label else ""
+            remarks.append(f"{counted(blank, 'row')} without {name}{of_label} left out")
+        there &= valued
+    for one in features:
+        sound = one.sound("image", rows)
+        if missing := int((there & ~sound).sum()):
+            remarks.append(f"{counted(missing, 'row')} without features of {one.model} left out, for all models")
+        there &= sound
+    if not there.any():
+        raise UserError(
+            f"{spec.dataset}: no row has {', '.join(cells)} and features of every model "
+            f"({', '.join(remarks)}); name columns that have values"
+        )
+    return there, remarks
 
 
 def _check_crossed(dataset: str, columns: tuple[str, str], there: NDArray[np.bool_]) -> None:

@@ -70,14 +70,10 @@ def encode_inputs(
     used = tuple(dict.fromkeys(geometries.values()))
     window_rows = max((bench.sizes.window(teacher, "image") for teacher in seeing.values()), default=1)
     windows = bench.windows(distinct, used, window_rows)  # from here on images are read and decoded
-    # In order of length; far beyond any context they are cut, to bound time and memory.
-    short = sorted(
-        {caption for caption in captions if caption is not None}, key=lambda caption: (len(caption), caption)
-    )
+    # In order of length.
+    short = sorted({one for one in captions if one is not None}, key=lambda one: (len(one), one))
     with clock("tokens"):
-        tokens = {
-            slug: _tokenize([one[: 1 << 16] for one in short], teacher, bench) for slug, teacher in reading.items()
-        }
+        tokens = {slug: _tokenize(short, teacher, bench) for slug, teacher in reading.items()}
     images = {slug: _missing(len(distinct), teacher) for slug, teacher in seeing.items()}
     texts = {slug: _missing(len(short), teacher) for slug, teacher in reading.items()}
     captions_due = [
@@ -107,10 +103,10 @@ def encode_inputs(
     queue.settle()
     place = {source: index for index, source in enumerate(distinct)}
     number = {caption: index for index, caption in enumerate(short)}
-    row_captions = [None if caption is None else number[caption] for caption in captions]
-    for slug in reading:
-        counts = tokens[slug][1][[one for one in row_captions if one is not None]]
-        report.truncated[slug] = int(np.count_nonzero(counts > teachers[slug].card.context_length))
+    row_captions = [None if one is None else number[one] for one in captions]
+    said = [one for one in row_captions if one is not None]
+    for slug, teacher in reading.items():
+        report.truncated[slug] = int(np.count_nonzero(tokens[slug][1][said] > teacher.card.context_length))
     return (
         [None if source is None else facts[place[source]] for source in sources],
         _to_rows([None if source is None else place[source] for source in sources], images, seeing),
@@ -152,7 +148,8 @@ def _tokenize(captions: list[str], teacher: Teacher, bench: Workbench) -> tuple[
     counts: list[int] = []
     for start in range(0, len(captions), 256):
         try:
-            tokens, some = teacher.tokenize(captions[start : start + 256])
+            # Far beyond any context they are cut, to bound time and memory.
+            tokens, some = teacher.tokenize([one[: 1 << 16] for one in captions[start : start + 256]])
         except (ValueError, TypeError, LookupError, RuntimeError, AttributeError, OverflowError) as error:
             # Its own message may quote a caption that names a patient.
             kind = type(error).__name__

@@ -124,6 +124,49 @@ def card(slug: str, dim: int, towers: list[str]) -> dict[str, Any]:
     return content | {"digest": canonical({name: content[name] for name in members})[:16]}
 
 
+def put_teacher(
+    root: Path,
+    slug: str,
+    features: tuple[np.ndarray | None, np.ndarray | None, np.ndarray],
+    shards: list[tuple[range, list[str], list[Any]]],
+    parts: list[str],
+    packed: bool,
+) -> list[dict[str, Any]]:
+    """One teacher's card, arrays and chunks; its ledger entries. shards: rows, towers and links of each; parts: SHA-256
+    of their samples."""
+    r, n, entries = ROWS_PER_SHARD, shards[-1][0].stop, []
+    image, text, sound = features
+    given = {tower: values for tower, values in (("image", image), ("text", text)) if values is not None}
+    about = card(slug, next(iter(given.values())).shape[1], list(given))
+    folder = root / f"teachers/{slug}"
+    for tower in given:
+        put(folder / tower / "zarr.json", array([n, about["dim"]], [r, about["dim"]], "float16"))
+    put(folder / "valid/zarr.json", array([n], [r], "uint8"))
+    put(folder / "zarr.json", group(about))
+    chunks: dict[str, dict[int, bytes]] = {name: {} for name in (*given, "valid")}
+    for s, (rows, towers, _) in enumerate(shards):
+        asked = {tower: values for tower, values in given.items() if tower in towers}
+        if not asked:
+            continue
+        here = slice(rows.start, rows.stop)
+        entry = {"shard": s, "teacher": slug, "teacher_digest": about["digest"], "rows": len(rows)}
+        bits = np.zeros(len(rows), np.uint8)
+        for tower, values in asked.items():
+            bit = ("image", "text").index(tower)
+            entry[f"{tower}_rows"] = int(sound[here, bit].sum())
+            bits |= (sound[here, bit] << bit).astype(np.uint8)
+            stored = np.where(sound[here, bit, None], values[here], np.float16(np.nan))
+            chunks[tower][s], entry[f"{tower}_crc32c"] = chunk(stored, np.nan)
+        chunks["valid"][s], entry["valid_crc32c"] = chunk(bits, 0)
+        entry["samples_sha256"] = parts[s]
+        order = [f"{t}_{what}" for what in ("rows", "crc32c") for t in asked]
+        order = ["shard", "teacher", "teacher_digest", "rows", *order, "valid_crc32c", "samples_sha256"]
+        entries.append({name: entry[name] for name in order})
+    for name, some in chunks.items():
+        put_chunks(folder / name, some, packed, "" if name == "valid" else "/0")
+    return entries
+
+
 def write_store(
     root: Path,
     captions: list[str],
@@ -165,33 +208,6 @@ def write_store(
     put(root / "zarr.json", group(record | {"created": "2026-01-02T03:04:05+00:00", "versions": {"other": "1"}}))
     put(root / "teachers/zarr.json", group())
     entries: list[dict[str, Any]] = []
-    for slug, (image, text, sound) in features.items():
-        given = {tower: values for tower, values in (("image", image), ("text", text)) if values is not None}
-        about = card(slug, next(iter(given.values())).shape[1], list(given))
-        folder = root / f"teachers/{slug}"
-        for tower in given:
-            put(folder / tower / "zarr.json", array([n, about["dim"]], [r, about["dim"]], "float16"))
-        put(folder / "valid/zarr.json", array([n], [r], "uint8"))
-        put(folder / "zarr.json", group(about))
-        chunks: dict[str, dict[int, bytes]] = {name: {} for name in (*given, "valid")}
-        for s, (rows, towers, _) in enumerate(shards):
-            asked = {tower: values for tower, values in given.items() if tower in towers}
-            if not asked:
-                continue
-            here = slice(rows.start, rows.stop)
-            entry = {"shard": s, "teacher": slug, "teacher_digest": about["digest"], "rows": len(rows)}
-            bits = np.zeros(len(rows), np.uint8)
-            for tower, values in asked.items():
-                bit = ("image", "text").index(tower)
-                entry[f"{tower}_rows"] = int(sound[here, bit].sum())
-                bits |= (sound[here, bit] << bit).astype(np.uint8)
-                stored = np.where(sound[here, bit, None], values[here], np.float16(np.nan))
-                chunks[tower][s], entry[f"{tower}_crc32c"] = chunk(stored, np.nan)
-            chunks["valid"][s], entry["valid_crc32c"] = chunk(bits, 0)
-            entry["samples_sha256"] = parts[s]
-            order = [f"{t}_{what}" for what in ("rows", "crc32c") for t in asked]
-            order = ["shard", "teacher", "teacher_digest", "rows", *order, "valid_crc32c", "samples_sha256"]
-            entries.append({name: entry[name] for name in order})
-        for name, some in chunks.items():
-            put_chunks(folder / name, some, packed, "" if name == "valid" else "/0")
+    for slug, given in features.items():
+        entries += put_teacher(root, slug, given, shards, parts, packed)
     put_ledger(root, entries, packed)

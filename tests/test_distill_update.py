@@ -15,7 +15,8 @@ from mmkd.distill.batches import Batch
 from mmkd.distill.checkpoint import find_checkpoint, read
 from mmkd.distill.config import OptimizerConfig, load_run
 from mmkd.distill.optimizer import learning_rate_shares, set_learning_rate
-from mmkd.distill.prepare import Run, prepare
+from mmkd.distill.prepare import prepare
+from mmkd.distill.run import Run
 from mmkd.distill.train_step import Model, Outcome, Updater
 from mmkd.distill.world import World
 
