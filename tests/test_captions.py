@@ -20,6 +20,7 @@ from mmkd.base.images.views import Views
 from mmkd.extract.corpora import open_corpus
 from mmkd.extract.derived import append_pictures
 from mmkd.extract.index import append_corpus, check_same_corpus, create_indexed_store, list_corpus, restore_parts
+from mmkd.extract.limited_corpus import LimitedCorpus
 from mmkd.extract.teachers import Teacher
 from mmkd.store import FeatureStore
 from mmkd.store.ledger import read_ledger
@@ -104,6 +105,32 @@ def test_lines_of_one_image_are_its_captions(tmp_path: Path) -> None:
     assert [span.rows for span in store.record.spans()] == [range(4), range(256, 272)]
     assert further(tmp_path / "s") == [
         (f"{i % 4}.png#caption-{i // 4}", f"caption {i} of {i % 4}", None, [i % 4]) for i in range(4, 20)
+    ]
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_an_image_whose_first_line_is_refused_is_that_of_the_next(tmp_path: Path, keyed: bool) -> None:
+    head, key = ("key,image,caption", "k,") if keyed else ("image,caption", "")
+    lines = [f"{key}0.png,{caption}" for caption in ("", "one", "two", "one")]
+    (tmp_path / "t.csv").write_text("\n".join([head, *lines, f"{key and 'other,'}1.png,two"]))
+    corpus = open_corpus(str(described(tmp_path, {"kind": "table", "path": "t.csv", "captions": "further"})))
+    create_indexed_store(LimitedCorpus(corpus, None, "pairs"), tmp_path / "pairs")
+    rows = sample_dataset(Store.open(tmp_path / "pairs")).to_table().to_pylist()
+    first, second, third = ("k", "k#1", "other") if keyed else ("0.png", "0.png#line-2", "1.png")
+    assert [(row["key"], row["caption"], row["reason"]) for row in rows[:3]] == [
+        (first, "", "row: no caption, left out by --require pairs"),
+        (second, "one", None),
+        (third, "two", None),
+    ]
+    assert further(tmp_path / "pairs") == [(f"{second}#caption-1", "two", None, [1])]
+    # Without the demand the image is used, and has no caption of its own.
+    create_indexed_store(corpus, tmp_path / "all")
+    rows = sample_dataset(Store.open(tmp_path / "all")).to_table().to_pylist()
+    assert [(row["key"], row["caption"], row["reason"]) for row in rows[:2]] == [
+        (first, "", "caption: empty"), (third, "two", None),
+    ]  # fmt: skip
+    assert further(tmp_path / "all") == [
+        (f"{first}#caption-{i}", text, None, [0]) for i, text in ((1, "one"), (2, "two"))
     ]
 
 
