@@ -12,7 +12,7 @@ import torch
 from mmkd.base.errors import UserError
 from mmkd.base.files import write_atomically
 from mmkd.base.lock import only_writer
-from mmkd.base.process import keep_freed_memory
+from mmkd.base.process import freeze_loaded_objects, keep_freed_memory
 from mmkd.distill.batches import Batch
 from mmkd.distill.checkpoint import Progress
 from mmkd.distill.config import RunConfig
@@ -81,6 +81,7 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> TrainReport:
             for line in (run.headline, *run.notes()):
                 say(line)
         with open_boards(run) as log:
+            freeze_loaded_objects()
             return _loop(run, log, signals)
 
 

@@ -111,8 +111,8 @@ class StoreRecord(Document):
 
     @property
     def input_spans(self) -> tuple[CorpusSpan, ...]:
-        """The corpora that are no views or further captions of other rows."""
-        return tuple(span for span in self.spans() if span.corpus.towers == TOWERS)
+        """The corpora that are no views or further captions of other rows; all where each is."""
+        return tuple(span for span in self.spans() if span.corpus.towers == TOWERS) or self.spans()
 
     @property
     def linked(self) -> str:

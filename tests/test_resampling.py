@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import tracemalloc
+from math import ceil
 
 import numpy as np
 import pytest
@@ -68,7 +69,25 @@ def test_weights_are_those_of_pillow(length: int, target: int, interpolation: st
     pytest.importorskip("numba", reason="the extra fast is not installed")
     if (found := resampling._weights(length, target, interpolation)) is None:
         return
-    firsts, weights = found
+    assert_weights_of_pillow(length, target, interpolation, *found)
+
+
+@pytest.mark.parametrize(
+    ("length", "target", "interpolation"),
+    [(5, 77, "bicubic"), (12, 44, "bicubic"), (31, 39, "bicubic"), (7, 55, "bilinear"), (42, 62, "bilinear")],
+)
+def test_a_support_of_one_source_more_stays_inside_its_arrays(length: int, target: int, interpolation: str) -> None:
+    kernels = pytest.importorskip("mmkd.base.images.kernels", reason="the extra fast is not installed")
+    cubic = interpolation == "bicubic"
+    taps = 2 * ceil((2 if cubic else 1) * max(length / target, 1.0))
+    # As Python: NumPy checks the bounds, which compiled loops do not.
+    found = kernels.filter_weights.py_func(length, target, taps, cubic)
+    assert_weights_of_pillow(length, target, interpolation, *found)
+
+
+def assert_weights_of_pillow(
+    length: int, target: int, interpolation: str, firsts: NDArray[np.int64], weights: NDArray[np.int32]
+) -> None:
     # In mode I Pillow resizes by the weights themselves: row i of the result has those of source pixel i.
     ones = Image.fromarray(np.eye(length, dtype=np.int32) << 22)
     expected = np.asarray(ones.resize((target, length), FILTERS[interpolation]))

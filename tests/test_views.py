@@ -34,6 +34,8 @@ from mmkd.extract.teachers import Teacher
 from mmkd.extract.teachers.geometry import geometry_of, pixels_of
 from mmkd.store import FeatureStore
 from mmkd.store.inputs import shards_without_inputs
+from mmkd.store.inspect.neighbors import neighbors
+from mmkd.store.inspect.show import view_row
 from mmkd.store.ledger import read_ledger
 from mmkd.store.record import Store
 from mmkd.store.samples import read_part
@@ -296,6 +298,15 @@ def test_a_retry_brings_the_views_of_an_image_too(tmp_path: Path, teachers: dict
 
 def test_training_inputs_are_kept_of_images_and_not_of_views(scene: Path) -> None:
     assert shards_without_inputs(Store.open(scene / "s"), 64) == {0}
+
+
+def test_no_view_is_a_neighbor(scene: Path) -> None:
+    store = FeatureStore.open(scene / "s")
+    near = view_row(store, 0, ["seer"]).teachers[0].neighbors
+    assert len(near) == 5
+    assert all(0 < one.row < 90 for one in near)
+    found = neighbors(store, "seer", "image", store.image("seer")[256], 90)  # a view's feature
+    assert sorted(found["row"].to_pylist()) == [row for row in range(90) if row not in (11, 20, 30)]
 
 
 def test_no_count_or_statistic_takes_views_for_images(scene: Path, tmp_path: Path) -> None:

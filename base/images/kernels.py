@@ -163,7 +163,8 @@ def filter_weights(length: int, target: int, taps: int, cubic: bool) -> Any:
     """Return for each pixel of the target the first source pixel, int64 (target,), and weights from there on, int32
     (target, taps): those of libImaging/Resample.c, operation by operation, for sums round alike."""
     firsts, weights = np.zeros(target, dtype=np.int64), np.zeros((target, taps), dtype=np.int32)
-    values, scale, stretch = np.empty(taps), length / target, max(length / target, 1.0)
+    # One place more: where both ends of the support are whole numbers but for rounding, a last source of weight 0.
+    values, scale, stretch = np.empty(taps + 1), length / target, max(length / target, 1.0)
     support = (2.0 if cubic else 1.0) * stretch
     for place in range(target):
         center, total = (place + 0.5) * scale, 0.0
@@ -177,5 +178,6 @@ def filter_weights(length: int, target: int, taps: int, cubic: bool) -> Any:
             total += value
         for source in range(begin, end):
             value = values[source - begin] / total * (1 << PRECISION)
-            weights[place, source - firsts[place]] = int(value - 0.5 if value < 0 else value + 0.5)
+            if source - firsts[place] < taps:
+                weights[place, source - firsts[place]] = int(value - 0.5 if value < 0 else value + 0.5)
     return firsts, weights
