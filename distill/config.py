@@ -240,7 +240,8 @@ class DataConfig(Frozen):
         if self.views and (self.images == "inputs" or self.decode == "device"):
             kept = "images: inputs" if self.images == "inputs" else "decode: device"
             yield f"views are cut from the original files, and `{kept}` reads reduced ones; leave it out"
-        if (self.views or self.captions) and self.order == "windows":
+        further = any(weight for kind, weight in (self.captions or {}).items() if kind != "own")
+        if (self.views or further) and self.order == "windows":
             yield "views and further captions are rows of other shards, which `order: windows` does not read"
         if self.captions is not None and not any(self.captions.values()):
             yield f"captions: every weight of {{{', '.join(self.captions)}}} is 0; give one of them more"
@@ -370,6 +371,11 @@ class RunConfig(Frozen):
     checkpoints: CheckpointConfig = CheckpointConfig()
     monitor: MonitorConfig = MonitorConfig()
     logging: LoggingConfig = LoggingConfig()
+
+    @property
+    def cache_folder(self) -> Path:
+        """Folder for what is fetched of a store behind a URL."""
+        return self.data.cache or self.out / "cache"
 
     def faults(self) -> Iterator[str]:
         """Yield what `data.order` cannot serve."""

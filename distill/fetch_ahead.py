@@ -24,9 +24,9 @@ from mmkd.store.encoding import VALID
 from mmkd.store.inputs import Inputs
 
 
-def open_store(config: RunConfig) -> FeatureStore:
-    """Open the store of a run; one behind a URL gets a cache. Raises ConfigError if its order reads random rows;
-    otherwise as `FeatureStore.open`."""
+def open_store(config: RunConfig, scratch: Path | None = None) -> FeatureStore:
+    """Open the store of a run; one behind a URL gets a cache, in `scratch` where that is given. Raises ConfigError if
+    its order reads random rows, or its features are to be resident; otherwise as `FeatureStore.open`."""
     store = FeatureStore.open(config.store)
     if isinstance(store.root, RemotePath):
         if config.data.order != "windows":
@@ -34,8 +34,13 @@ def open_store(config: RunConfig) -> FeatureStore:
                 f"store: {store.root} is behind a URL and data.order {config.data.order} reads random rows; set "
                 f"data.order to windows, or copy it with `mmkd store pull {store.root} FOLDER`"
             )
+        if config.data.features == "resident":
+            raise ConfigError(
+                f"data.features: resident reads all of {store.root}, which is behind a URL; leave it out, or copy the "
+                f"store with `mmkd store pull {store.root} FOLDER`"
+            )
         name = hashlib.sha256(f"{store.root} {store.record.created}".encode()).hexdigest()[:12]
-        folder = config.data.cache or config.out / "cache"
+        folder = config.cache_folder if scratch is None else scratch / "cache"
         store.cache = Cache(folder, int(config.data.cache_gb * 1e9), name, kept=2 * config.data.window)
     return store
 
@@ -88,6 +93,11 @@ class FetchAhead:
             number, _, shards = self.windows.window(epoch, at)
             self._begin(epoch, number, shards)
 
+    def read(self, shards: NDArray[np.int64]) -> None:
+        """Fetch the features of some shards together. Raises as a call does."""
+        for job in [self._pool.submit(job) for job in self._features(shards)]:
+            job.result()
+
     def _begin(self, epoch: int, number: int, shards: NDArray[np.int64]) -> list[Future[Path]]:
         """Submit a window once; return the futures of its images."""
         if (epoch, number) not in self._begun:
@@ -109,7 +119,7 @@ class FetchAhead:
 
     def close(self) -> None:
         """Begin nothing more; what is being fetched is finished."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(cancel_futures=True)  # waits: nobody may write into a scratch folder that is gone
 
 
 def _quietly(job: Callable[[], Path]) -> None:

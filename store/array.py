@@ -157,7 +157,7 @@ class RemoteRows(LazyRows):
         self._chunk = lru_cache(maxsize=self._cached)(array.body)
 
     def _gather(self, rows: Any) -> NDArray[Any]:
-        picked = np.arange(len(self))[rows]
+        picked = rows if _are_rows(rows, len(self)) else np.arange(len(self))[rows]
         flat = picked.reshape(-1)
         shards = flat // self._stored.per_shard
         out = np.empty((len(flat), *self.shape[1:]), dtype=self.dtype)
@@ -169,6 +169,13 @@ class RemoteRows(LazyRows):
                 here = shards == shard
                 out[here] = body[flat[here] - shard * self._stored.per_shard]
         return out.reshape(*picked.shape, *self.shape[1:])
+
+
+def _are_rows(rows: Any, count: int) -> bool:
+    """Return True for an array of row numbers, none of them from the end: numbering all rows again would cost more."""
+    if not isinstance(rows, np.ndarray) or rows.dtype.kind not in "iu" or not rows.size:
+        return False
+    return bool(rows.min() >= 0 and rows.max() < count)
 
 
 def consecutive(features: FeatureArray, rows: slice) -> NDArray[Any]:

@@ -18,13 +18,15 @@ from tiny_run import quiet, write_run, write_scene
 
 from mmkd.base.errors import ConfigError, IncompleteStoreError, UserError
 from mmkd.distill import further_captions
+from mmkd.distill import prepare as prepare_module
 from mmkd.distill.captions import tokenize_captions
 from mmkd.distill.config import load_run
 from mmkd.distill.further_captions import TrainingCaptions, find_captions
-from mmkd.distill.prepare import prepare
+from mmkd.distill.prepare import _find_views_and_captions, prepare
 from mmkd.distill.world import World
 from mmkd.store import FeatureStore
 
+ALONE = World(torch.device("cpu"))
 TOKENIZER = open_clip.tokenizer.SimpleTokenizer(context_length=16)
 ROWS = np.array([0, 1, 2, 5])
 FURTHER = [
@@ -62,6 +64,7 @@ def test_captions_are_drawn_by_the_weights_of_their_kinds() -> None:
         2: {2: 1.0},
         5: {5: 1.0},
     }
+    assert [part.tolist() for part in found.of_rows(np.array([5, 1, 3, 0, 2]))] == [[1, 0, 0], [256, 256, 257]]
     report = find_captions(store_of(FURTHER), ROWS, {"report": 1.0}, TOKENIZER)
     assert frequencies(report, 20) == {0: {0: 1.0}, 1: {258: 1.0}, 2: {2: 1.0}, 5: {258: 1.0}}
     rows, chosen = report.choose(7, 0, np.array([5, 3, 0, 1]))  # row 3 has no caption
@@ -80,7 +83,7 @@ def test_a_draw_that_rounds_up_stays_with_its_row(monkeypatch: pytest.MonkeyPatc
         assert found.choose(0, 0, ROWS)[0].tolist() == expected
 
 
-def test_what_the_store_does_not_have_ends_in_one_line(training_scene: Path) -> None:
+def test_what_the_store_does_not_have_ends_in_one_line(training_scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = r"^data.captions: s has no captions of kind 'draft'; it has own, synthetic, further, report$"
     with pytest.raises(UserError, match=line):
         find_captions(store_of(FURTHER), ROWS, {"draft": 1.0}, TOKENIZER)
@@ -90,10 +93,17 @@ def test_what_the_store_does_not_have_ends_in_one_line(training_scene: Path) -> 
         quiet(write_run(training_scene, "no-captions", data={"captions": {"further": 1}}))
     with pytest.raises(ConfigError, match=r"captions: every weight of \{own\} is 0; give one of them more"):
         load_run(write_run(training_scene, "zero", data={"captions": {"own": 0}}))
+    line = r"^data.captions: teacher one has no features of them; .* with it, or set data.captions to \{own: 1\}$"
+    teachers = prepare(load_run(write_run(training_scene, "unread")), ALONE).batches.teachers
+    assert teachers is not None
+    teachers.check_rows("captions", "text", np.empty(0, np.int64))
+    monkeypatch.setattr(teachers, "_taught", np.zeros_like(teachers._taught))
+    with pytest.raises(UserError, match=line):
+        teachers.check_rows("captions", "text", np.array([0]))
 
 
 def test_a_step_reads_the_drawn_captions_and_their_features(training_scene: Path) -> None:
-    ready = prepare(load_run(write_run(training_scene, "drawn")), World(torch.device("cpu")))
+    ready = prepare(load_run(write_run(training_scene, "drawn")), ALONE)
     store, own = FeatureStore.open(training_scene / "features"), ready.batches.pairs.rows
     # Every other row has two further captions, whose features are those of rows 1 and 2.
     captions = tokenize_captions(["another finding of the same", "seen"], TOKENIZER)
@@ -118,14 +128,51 @@ def test_a_step_reads_the_drawn_captions_and_their_features(training_scene: Path
     assert seen == {-1, 0, 1}
 
 
-def test_a_run_reads_the_captions_that_were_extracted(tmp_path: Path) -> None:
-    root, said = write_scene(tmp_path, rows=2), "seen in many images"
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scene of tiny runs, with `several-features` of 24 rows, which have two further captions each."""
+    root, said = write_scene(tmp_path_factory.mktemp("captions"), rows=2), "seen in many images"
     rows = [{"key": f"k{i}", "image": f"{i % 4}.png", "caption": [f"own {i}", said, f"more {i}"]} for i in range(24)]
-    corpus = write_jsonl(tmp_path / "several", rows, further={}, kind_column=None)
-    store = run(corpus, root / "several-features", load({name: root / name for name in ("one", "two")}, "one", "two"))
+    corpus = write_jsonl(root / "several", rows, further={}, kind_column=None)
+    run(corpus, root / "several-features", load({name: root / name for name in ("one", "two")}, "one", "two"))
+    return root
+
+
+def test_a_held_out_pair_that_is_trained_on_as_a_further_caption_is_refused(root: Path) -> None:
+    rows = [
+        {"key": f"h{i}", "image": f"{i}.png", "caption": text} for i, text in enumerate(["more 0", "other", "more"])
+    ]
+    held = write_jsonl(root / "held", rows, further={}, kind_column=None)
+    run(held, root / "held-features", load({"one": root / "one"}, "one"))
+    sets = [{"name": "held", "store": "held-features", "where": "key != ''"}]
+    given: dict[str, Any] = {"store": "several-features", "where": "", "batch_size": 12, "monitor": {"sets": sets}}
+    with pytest.raises(ConfigError, match=r"^monitor set 'held': row 0 and 0 more are trained on too"):
+        prepare(load_run(write_run(root, "leak", **given)), ALONE)
+    prepare(load_run(write_run(root, "no-leak", data={"captions": {"own": 1}}, **given)), ALONE)
+
+
+def test_captions_that_no_row_of_the_run_has_are_none(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready, asked = prepare(load_run(write_run(root, "some", store="several-features", where="")), ALONE), []
+
+    def find(*_: Any, of: list[tuple[Any, ...]] = FURTHER[3:]) -> TrainingCaptions:
+        asked.append(of)
+        return find_captions(store_of(of), ROWS, None, TOKENIZER)
+
+    monkeypatch.setattr(prepare_module, "find_captions", find)
+    config, batches = ready.config, ready.batches
+    store = FeatureStore.open(root / "several-features")
+    found = _find_views_and_captions(config, store, batches.pairs, batches.teachers, TOKENIZER)
+    assert (found, len(asked)) == ((None, None), 1)
+    alone = replace(batches.pairs, groups=np.where([True, False], -1, batches.pairs.groups))
+    found = _find_views_and_captions(config, store, alone, batches.teachers, TOKENIZER)
+    assert (found, len(asked)) == ((None, None), 1)
+
+
+def test_a_run_reads_the_captions_that_were_extracted(root: Path) -> None:
+    store = FeatureStore.open(root / "several-features")
     data = {"captions": {"own": 1, "further": 3}}
     path = write_run(root, "several", store="several-features", where="", batch_size=12, epochs=4, data=data)
-    ready, table = prepare(load_run(path), World(torch.device("cpu"))), store.sample_table(["caption", "image_rows"])
+    ready, table = prepare(load_run(path), ALONE), store.sample_table(["caption", "image_rows"])
     assert ready.batches.choices is not None
     seen = []
     for batch in ready.batches.from_step(0):
@@ -147,10 +194,7 @@ def test_a_run_reads_the_captions_that_were_extracted(tmp_path: Path) -> None:
         "alike": {"data": {"captions": {"own": 1, "further": 1}}},
         "own": {"data": {"captions": {"own": 1}}},
     }
-    runs = [
-        prepare(load_run(write_run(root, name, **plain, **asked)), World(torch.device("cpu")))
-        for name, asked in settings.items()
-    ]
+    runs = [prepare(load_run(write_run(root, name, **plain, **asked)), ALONE) for name, asked in settings.items()]
     given, alike, own = (one.batches.choices for one in runs)
     assert given is not None
     assert alike is not None
