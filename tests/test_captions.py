@@ -15,7 +15,7 @@ from in_process import load, run, tree_digest
 from tiny_corpus import png
 from tiny_teachers import write_tiny_teacher
 
-from mmkd.base.errors import CorpusError
+from mmkd.base.errors import ConfigError, CorpusError
 from mmkd.base.images.views import Views
 from mmkd.extract.corpora import open_corpus
 from mmkd.extract.derived import append_pictures
@@ -163,6 +163,30 @@ def test_a_column_that_is_not_there(tmp_path: Path) -> None:
         corpus = open_corpus(str(write_jsonl(tmp_path / "corpus", ROWS, **fields)))
         with pytest.raises(CorpusError, match=r"has no column 'gone' \(for the further captions\); it has key, image"):
             list_corpus(corpus)
+
+
+def test_a_further_table_that_lacks_the_column(tmp_path: Path) -> None:
+    (tmp_path / "tables").mkdir()
+    for name, made in (("a", ",made"), ("b", "")):
+        (tmp_path / f"tables/{name}.csv").write_text(f"key,image,caption{made}\n{name},0.png,one{made and ',two'}\n")
+    content = {"kind": "table", "path": "tables", "images": ".", "further": {"made": "synthetic"}}
+    with pytest.raises(CorpusError, match=r"b.csv has no column 'made', which the first table has"):
+        list_corpus(open_corpus(str(described(tmp_path, content))))
+
+
+def test_kinds_without_further_captions(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="kind_column is 'kind', which is of `captions: further`; write that, or"):
+        open_corpus(str(write_jsonl(tmp_path / "corpus", ROWS, captions="first")))
+
+
+def test_what_is_no_text_is_no_caption(tmp_path: Path) -> None:
+    made = [{"en": "two"}, "three", ["four"], 5, None]
+    rows = [{"image": "0.png", "caption": "one", "made": made}]
+    corpus = open_corpus(str(write_jsonl(tmp_path / "corpus", rows, kind_column=None)))
+    create_indexed_store(corpus, tmp_path / "s")
+    assert [row[1] for row in further(tmp_path / "s")] == ["three", "5"]
+    said = [line for line in list_corpus(corpus).lines() if "ignored" in line]
+    assert said == ["  ignored: 2 x caption: a further one that is no text, such as line-1"]
 
 
 def test_what_is_too_long_fails_alone(tmp_path: Path) -> None:
