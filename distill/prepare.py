@@ -38,6 +38,7 @@ from mmkd.distill.train_step import Arithmetic, Model, Updater, count_arithmetic
 from mmkd.distill.views import TrainingViews, find_views
 from mmkd.distill.world import World
 from mmkd.store import FeatureStore
+from mmkd.store.layout import Tower
 
 _FEW = 64
 """Features of a teacher that are too few to judge it by: the mean of its scores is wrong by an eighth of their
@@ -70,7 +71,8 @@ def prepare(config: RunConfig, world: World, scratch: Path | None = None) -> Run
     workers = config.data.workers if config.data.workers is not None else default_workers()
     place = "corpus" if views is not None else config.data.images
     pictures = row_images(store, pairs.places, place, max(image_size(towers.student)))
-    windows, ahead = _find_windows(config, store, pairs, slugs, pictures, workers)
+    windows = _find_windows(config, store, pairs)
+    ahead = _find_ahead(config, store, windows, slugs, pictures, workers, views, choices)
     batches = Batches(
         plan=BatchPlan(pairs.rows, schedule, config.seed, windows),
         pairs=pairs,
@@ -156,7 +158,7 @@ def _find_views_and_captions(
     data, (text, image) = config.data, (pairs.rows[part >= 0] for part in pairs.groups.T)
     views = find_views(store, image) if data.views else None
     kinds = None if data.captions is None else {kind for kind, weight in data.captions.items() if weight}
-    has_more = kinds is None and len(text) > 0 and data.order == "shuffled" and has_further_captions(store)
+    has_more = kinds is None and len(text) > 0 and has_further_captions(store)
     choices = find_captions(store, text, data.captions, tokenizer) if has_more or kinds not in (None, {OWN}) else None
     if kinds is None and choices is not None and not len(choices.captions):
         choices = None
@@ -201,17 +203,32 @@ def _pair_source(
     )
 
 
-def _find_windows(
-    config: RunConfig, store: FeatureStore, pairs: Pairs, slugs: tuple[str, ...], images: RowImages, workers: int
-) -> tuple[Windows | None, FetchAhead | None]:
-    """Return the windows of a run that has them, and what fetches them of a store behind a URL."""
+def _find_windows(config: RunConfig, store: FeatureStore, pairs: Pairs) -> Windows | None:
     if config.data.order != "windows":
-        return None, None
-    windows = Windows(pairs.rows, store.record.rows_per_shard, config.data.window, config.seed)
-    if store.cache is None:
-        return windows, None
+        return None
+    return Windows(pairs.rows, store.record.rows_per_shard, config.data.window, config.seed)
+
+
+def _find_ahead(
+    config: RunConfig,
+    store: FeatureStore,
+    windows: Windows | None,
+    slugs: tuple[str, ...],
+    images: RowImages,
+    workers: int,
+    views: TrainingViews | None,
+    choices: TrainingCaptions | None,
+) -> FetchAhead | None:
+    """Return what fetches the windows of a store behind a URL, and beside them their views and further captions."""
+    if windows is None or store.cache is None:
+        return None
+    beside: dict[Tower, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+    if views is not None:
+        beside["image"] = views.images.repeat(views.recipe.count), views.rows.ravel()
+    if choices is not None:
+        beside["text"] = choices.of_rows(choices.rows)
     inputs, rows = images.inputs if isinstance(images, StoredImages) else None, (2 * workers + 2) * config.batch_size
-    return windows, FetchAhead(store, windows, slugs, inputs, rows_ahead=rows, epochs=config.epochs)
+    return FetchAhead(store, windows, slugs, inputs, beside, rows_ahead=rows, epochs=config.epochs)
 
 
 def _judged(

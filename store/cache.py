@@ -22,15 +22,15 @@ _OWN = re.compile(r"[0-9a-f]{12}-.+-\d{5,}-[0-9a-f]{8}")
 """Names that `fetch` gives: store, array, shard, checksum. A user may name a folder that has other files."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Cache:
     """The folder, the most bytes that its files may have, and the beginning of the names of one store's. kept: files of
-    one array that a process holds open."""
+    one array that a process holds open, read when the first one is."""
 
     folder: Path
     limit: int
     store: str
-    kept: int
+    kept: int = 1
     owner: int = field(default_factory=os.getpid)
     """The process that may fetch: threads of the network do not live on in one that is forked from it."""
 

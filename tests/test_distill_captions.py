@@ -14,7 +14,8 @@ import pytest
 import torch
 from caption_corpus import write_jsonl
 from in_process import load, run
-from tiny_run import quiet, write_run, write_scene
+from rich_scene import SLUGS, kind
+from tiny_run import assert_equal_ends, in_ranks, quiet, stopped_at_first_step, write_run, write_scene
 
 from mmkd.base.errors import ConfigError, IncompleteStoreError, UserError
 from mmkd.distill import further_captions
@@ -22,6 +23,7 @@ from mmkd.distill import prepare as prepare_module
 from mmkd.distill.captions import tokenize_captions
 from mmkd.distill.config import load_run
 from mmkd.distill.further_captions import TrainingCaptions, find_captions
+from mmkd.distill.policies import drawn_teacher
 from mmkd.distill.prepare import _find_views_and_captions, prepare
 from mmkd.distill.world import World
 from mmkd.store import FeatureStore
@@ -204,3 +206,53 @@ def test_a_run_reads_the_captions_that_were_extracted(root: Path) -> None:
     assert [one.headline.partition(" teachers")[0] for one in runs] == [
         "24 pairs, 72 captions, 2", "24 pairs, 72 captions, 2", "24 pairs, 2"
     ]  # fmt: skip
+
+
+RICH: dict[str, Any] = {
+    "store": "rich", "where": "", "epochs": 1, "batch_size": 48, "loss": {"feature": 1.0, "cross": 0.0},
+    "data": {"views": True, "unpaired": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("order", ["shuffled", "windows"])
+def test_views_captions_a_selection_lone_rows_and_policy_one_meet_in_a_step(rich_scene: Path, order: str) -> None:
+    changes = RICH | {"data": RICH["data"] | {"order": order, "window": 1}}
+    path = write_run(rich_scene, f"meet-{order}", **changes, selection="half", policy={"kind": "one"})
+    ready, store = prepare(load_run(path), ALONE), FeatureStore.open(rich_scene / "rich")
+    columns = ["caption", "image_rows", "view_number"]
+    captions, owners, numbers = (store.sample_table(columns)[name].to_pylist() for name in columns)
+    view_rows = {(owners[row][0], number): row for row, number in enumerate(numbers) if number}
+    batches, kept, seen = ready.batches, store.available("half"), set()
+    assert batches.views is not None
+    assert batches.choices is not None
+    for batch in batches.from_step(0):
+        views = batches.views.numbers(0, batch.epoch, batch.rows).tolist()
+        said = batches.choices.choose(0, batch.epoch, batch.rows)[0].tolist()
+        kinds, tokens = [kind(row) for row in batch.rows.tolist()], iter(batch.tokens)
+        there = np.array([[[one != "text", one != "image"]] * 2 for one in kinds])
+        there &= kept[batch.rows][:, :, None] | np.array([one != "pair" for one in kinds])[:, None, None]
+        drawn = drawn_teacher(0, batch.epoch, batch.positions, torch.from_numpy(there.any(2)))
+        assert np.array_equal(torch.stack([target.present for target in batch.targets], 1).numpy(), there)
+        for place, (row, view, text) in enumerate(zip(batch.rows.tolist(), views, said, strict=True)):
+            if kinds[place] != "image":
+                assert torch.equal(next(tokens), TOKENIZER([captions[text]])[0])
+            for t, (slug, target) in enumerate(zip(SLUGS, batch.targets, strict=True)):
+                for tower, found in enumerate((target.image[place], target.text[place])):
+                    if not there[place, t, tower] or not drawn[place, t]:
+                        assert not found.any()
+                        continue
+                    of = text if tower else view_rows[row, view]
+                    assert np.array_equal(found.numpy(), (store.image, store.text)[tower](slug)[of])
+            seen.add((kinds[place], text == row))
+    assert seen == {("pair", True), ("pair", False), ("image", True), ("text", True)}
+
+
+@pytest.mark.integration
+def test_ranks_and_resumptions_meet_the_same_captions_and_lone_rows_in_windows(rich_scene: Path) -> None:
+    gentle: dict[str, Any] = {"optimizer": {"lr": 1e-4, "warmup_steps": 2}}
+    changes = RICH | gentle | {"data": {"unpaired": True, "order": "windows", "window": 1}}
+    whole, both = (write_run(rich_scene, name, **changes) for name in ("whole", "both"))
+    report = quiet(whole)
+    in_ranks(1, both, stopped_at_first_step)
+    assert in_ranks(2, both).losses == pytest.approx(report.losses, rel=1e-4)
+    assert_equal_ends(load_run(whole), load_run(both))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -74,7 +75,11 @@ def test_windows_are_a_permutation_of_whole_shards(shards: int, together: int, s
 
 def test_windows_depend_on_the_seed_and_mix_their_shards() -> None:
     rows = np.arange(16 * 12)
-    orders = [Windows(rows, 16, 4, seed).places(rows, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    one, other = (Windows(rows, 16, 4, seed) for seed in (0, 1))
+    orders = [one.places(rows, 0), one.places(rows, 1), other.places(rows, 0)]
+    shards = [np.concatenate(windows.of_epoch(epoch)).tolist() for windows, epoch in ((one, 0), (one, 1), (other, 0))]
+    assert [sorted(found) for found in shards] == [list(range(12))] * 3
+    assert all(found != shards[number - 1] for number, found in enumerate(shards))
     for order in orders:
         for window in order.reshape(3, 64) // 16:
             # As many of each of its four shards in each half of a window, but for chance.
@@ -137,14 +142,18 @@ def wide_scene(training_scene: Path, tmp_path_factory: pytest.TempPathFactory) -
     return root
 
 
+def put(store: Path, url: str) -> None:
+    for path in store.rglob("*"):
+        if path.is_file():
+            (as_root(url) / str(path.relative_to(store))).write_bytes(path.read_bytes())
+
+
 @pytest.fixture
 def distant(
     wide_scene: Path, s3_server: str, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[str, SlowS3]]:
     """The URL of the same store, and the server."""
-    for path in (wide_scene / "features").rglob("*"):
-        if path.is_file():
-            (as_root(bucket) / str(path.relative_to(wide_scene / "features"))).write_bytes(path.read_bytes())
+    put(wide_scene / "features", bucket)
     with slow_s3(s3_server) as told:
         monkeypatch.setenv("AWS_ENDPOINT_URL", told.address)
         connection.server.cache_clear()
@@ -199,6 +208,34 @@ def test_a_store_behind_a_url_gives_the_batches_of_the_same_on_disk_and_fetches_
     assert sum(p.stat().st_size for p in files) <= 2.4e6
     # Stopped in the middle of a window and gone on with.
     assert seen_by(path, 6, 4) == nearby[6:10]
+
+
+@pytest.mark.integration
+def test_views_and_captions_behind_a_url_are_those_of_the_same_store_on_disk(
+    rich_scene: Path, tmp_path: Path, distant: tuple[str, SlowS3]
+) -> None:
+    bucket, told = distant
+    put(rich_scene / "rich", url := f"{bucket}/rich")
+    data: dict[str, Any] = {"views": True, "unpaired": True, "cache": str(tmp_path / "cache")}
+    changes: dict[str, Any] = {
+        "batch_size": 32,
+        "policy": {"kind": "best", "by": "corpus"},
+        "loss": {"relational": 1.0},
+    }
+    path = run_of(rich_scene, "rich-distant", store=url, data=data, **changes)
+    prepare(load_run(path), CPU)  # writes the pairs
+    shutil.rmtree(tmp_path / "cache")
+    told.sent.clear()
+    found = seen_by(path)
+    assert found == seen_by(run_of(rich_scene, "rich-nearby", store="rich", data=data, **changes))
+    assert len(found) == 16
+    chunks = {path.name: path.stat().st_size for path in (tmp_path / "cache").glob("*[!k]")}
+    # Two shards of rows and two of views, or one of captions, of two teachers.
+    assert len(chunks) == 2 * (4 + 3)
+    assert sum(size for name, size in told.sent.items() if "/loose/" in name) == sum(chunks.values()) + 4 * len(chunks)
+    line = r"up to 6 windows of 1 shards are in use at a time with their views and further captions, 0\.000201 GB"
+    with pytest.raises(ConfigError, match=line):
+        prepare(load_run(run_of(rich_scene, "rich-small", store=url, data=data | {"cache_gb": 0.0001}, **changes)), CPU)
 
 
 @pytest.mark.slow
