@@ -104,7 +104,7 @@ def _loop(run: Run, log: Board, signals: list[signal.Signals]) -> TrainReport:
     scores: dict[str, float] = {}
     # A run ended by patience takes no more steps.
     stopped, number = _out_of_patience(config, progress), 0
-    with closing(run.batches.from_step(first)) as batches:
+    with closing(run.batches), closing(run.batches.from_step(first)) as batches:
         while progress.step < total and not stopped:
             with clock.waiting():
                 batch = next(batches)

@@ -389,6 +389,14 @@ def test_another_suite_in_the_same_store_is_refused(scene: Path) -> None:
         append_pictures(Store.open(scene / "s"), find_corruptions("ct"), lambda line: None)
 
 
+def test_an_equal_recipe_of_another_spelling_is_there_already(scene: Path) -> None:
+    before, strengths = Store.open(scene / "s"), (0.02, 0.1, 0.3, 0.6, 1)
+    same = MINE.model_copy(update={"families": MINE.families | {"gaussian_noise": strengths}})
+    said: list[str] = []
+    assert append_pictures(before, same, said.append).record == before.record
+    assert not said
+
+
 def test_all_severities_are_five() -> None:
     assert {len(strengths) for name in SHIPPED for strengths in find_corruptions(name).families.values()} == {5}
     assert SEVERITIES == (1, 2, 3, 4, 5)
