@@ -186,7 +186,7 @@ def test_what_is_no_text_is_no_caption(tmp_path: Path) -> None:
     create_indexed_store(corpus, tmp_path / "s")
     assert [row[1] for row in further(tmp_path / "s")] == ["three", "5"]
     said = [line for line in list_corpus(corpus).lines() if "ignored" in line]
-    assert said == ["  ignored: 2 x caption: a further one that is no text, such as line-1"]
+    assert said == ["  ignored: 2 x caption: no text in a further column, such as line-1"]
 
 
 def test_what_is_too_long_fails_alone(tmp_path: Path) -> None:

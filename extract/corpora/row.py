@@ -206,7 +206,7 @@ def further_captions(
             text = "" if isinstance(item, dict | list | tuple) else (as_label(item) or "").strip().strip("\ufeff")
             nested += isinstance(item, dict | list | tuple)
             found += [] if is_blank(text) else [(text, kind)]
-    return tuple(found), [Ignored("caption: a further one that is no text", key, nested)] if nested else []
+    return tuple(found), [Ignored("caption: no text in a further column", key, nested)] if nested else []
 
 
 def first_text(value: object) -> str | None:
