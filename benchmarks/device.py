@@ -7,10 +7,10 @@ counts). The order of work of before, for comparison, on the same device and in 
 every pass waited for, nothing launched ahead. Training: the step is a sleep, everything before it is real; the share of
 time spent waiting for data. Then real passes on the CPU against extraction, and memory.
 
-What was tried for the busy share: 512 images in four shards, each order once, ours first, gave 0.85, 0.75 and 0.97 with
-1, 3 and 9 teachers, and the order of before was ahead for 1 and 3. Such runs take a second, of which imports, the first
-window of images and changes of shards are a large part. A warm-up before, two shards of many windows and ours last gave
-0.96, 0.96 and 0.89 at 500 pixels and 0.95, 0.96 and 0.94 at 1000, on two idle cores that decode beside the loop.
+What was tried for the busy share: runs of 1 to 7 seconds gave 0.75 to 0.97. The gaps of a timeline were two: the first
+window of images (0.3 to 0.45 s, once a worker), and full garbage collections of Python's objects (0.25 to 0.45 s each,
+all threads waiting). The second is gone (`freeze_loaded_objects`); runs are long enough now that the first weighs
+little, as in a real extraction.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import torch
 from numpy.typing import NDArray
 
 from mmkd.base.images.uri import image_source
-from mmkd.base.process import keep_freed_memory
+from mmkd.base.process import freeze_loaded_objects, keep_freed_memory
 from mmkd.benchmarks.distill import MEMORY_DIM, STUDENT, prepared
 from mmkd.benchmarks.distill import make_store as make_training_store
 from mmkd.benchmarks.extract import caption, in_turn, memory, shards_of, write_corpus, write_teacher
@@ -285,11 +285,12 @@ def measure(full: bool) -> list[Row]:
     """Rows for the page."""
     torch.set_num_threads(1)
     keep_freed_memory()
+    freeze_loaded_objects()  # as a worker does once its teachers are loaded
     threads = Threads(len(os.sched_getaffinity(0)), 4)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for side, images in ((500, 4096 if full else 2048), (1000, 2048 if full else 1024)):
+        for side, images in ((500, 16384 if full else 8192), (1000, 8192 if full else 4096)):
             table = write_corpus(folder / f"{side}", images, side)
             shards_of(images)
             extraction(table, folder / f"warm{side}", [Free(number) for number in range(9)], SimulatedDevice(), threads)

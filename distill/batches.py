@@ -3,7 +3,7 @@ of this rank, L tokens."""
 
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -157,7 +157,11 @@ class Batches:
         wanted = ((epoch, rows[pairs.groups[pairs.numbers(rows), 1] >= 0]) for epoch, rows in parts)
         # Here, not in the thread below: a process forked from an executor's thread joins that thread, itself, when it
         # ends, fails at it, and its exit status stops the run.
-        made = self._assemble(first, self.pictures(wanted, self.plan.seed, self.workers))
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            pixels = self.pictures(wanted, self.plan.seed, self.workers)
+            undo.pop_all()
+        made = self._assemble(first, pixels)
         # Without workers, crops are drawn from this process' own generator: in a thread they would race with dropout.
         return one_ahead(made, world.device) if self.workers else made
 
@@ -169,8 +173,13 @@ class Batches:
             yield step
 
     def _assemble(self, first: int, pixels: Iterator[torch.Tensor]) -> Generator[Batch, None, None]:
-        with closing(self.ahead) if self.ahead is not None else nullcontext():
+        with closing(self):
             yield from self._batches(first, pixels)
+
+    def close(self) -> None:
+        """Fetch nothing more of a store behind a URL."""
+        if self.ahead is not None:
+            self.ahead.close()
 
     def _batches(self, first: int, pixels: Iterator[torch.Tensor]) -> Iterator[Batch]:
         world, pairs = self.world, self.pairs

@@ -210,7 +210,7 @@ class DataConfig(Frozen):
     captions: dict[str, NonNegativeFloat] | None = None
     """Draw weight of each kind of caption, one drawn for each row and epoch: `own`, the row's own, a kind of
     further captions that the store has, or `further` for those without a kind. When not given: all captions that the
-    store has of a row alike (docs/distillation.md, table "captions"); with `order: windows` each row's own."""
+    store has of a row alike (docs/distillation.md, table "captions")."""
     images: Literal["auto", "inputs", "corpus"] = "auto"
     """`inputs`: the store's own JPEGs (`mmkd extract --keep-inputs`); `corpus`: the original files."""
     decode: Literal["workers", "device"] = "workers"
@@ -238,8 +238,6 @@ class DataConfig(Frozen):
         if self.views and (self.images == "inputs" or self.decode == "device"):
             kept = "images: inputs" if self.images == "inputs" else "decode: device"
             yield f"views are cut from the original files, and `{kept}` reads reduced ones; leave it out"
-        if (self.views or self.captions) and self.order == "windows":
-            yield "views and further captions are rows of other shards, which `order: windows` does not read"
         if self.captions is not None and not any(self.captions.values()):
             yield f"captions: every weight of {{{', '.join(self.captions)}}} is 0; give one of them more"
 
@@ -368,6 +366,11 @@ class RunConfig(Frozen):
     checkpoints: CheckpointConfig = CheckpointConfig()
     monitor: MonitorConfig = MonitorConfig()
     logging: LoggingConfig = LoggingConfig()
+
+    @property
+    def cache_folder(self) -> Path:
+        """Folder for what is fetched of a store behind a URL."""
+        return self.data.cache or self.out / "cache"
 
     def faults(self) -> Iterator[str]:
         """Yield what `data.order` cannot serve."""

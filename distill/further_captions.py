@@ -46,6 +46,16 @@ class TrainingCaptions:
         mine = self.rows[places] == rows
         return np.where(mine, self.choice_rows[at], rows), np.where(mine, self.choices[at], -1)
 
+    def of_rows(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the further captions that these grid rows may have: the row and the grid row of each, int64 (k,)."""
+        places = np.searchsorted(self.rows, rows).clip(max=len(self.rows) - 1)
+        places = places[self.rows[places] == rows]
+        first, last = np.searchsorted(self.upto, places, side="right"), np.searchsorted(self.upto, places + 1)
+        counts = last + 1 - first
+        at = np.arange(counts.sum()) + np.repeat(first - (counts.cumsum() - counts), counts)
+        further = self.choices[at] >= 0
+        return self.rows[np.repeat(places, counts)][further], self.choice_rows[at][further]
+
     def instead(
         self, chosen: NDArray[np.int64], tokens: torch.Tensor, columns: tuple[int, ...]
     ) -> tuple[torch.Tensor, tuple[int, ...]]:

@@ -14,6 +14,7 @@ from mmkd.base.errors import ConfigError, UserError
 from mmkd.base.places.remote import RemotePath
 from mmkd.distill.captions import Captions, Tokenize, tokenize_captions
 from mmkd.distill.config import DataConfig, MonitorConfig, MonitorSet
+from mmkd.distill.further_captions import TrainingCaptions
 from mmkd.distill.image_places import ImagePlaces
 from mmkd.distill.images import RowImages, StoredImages, image_batches, row_images
 from mmkd.distill.losses import unit
@@ -79,10 +80,13 @@ def read_held_out(rows: HeldOutRows, data: DataConfig, side: int, tokenizer: Tok
     )
 
 
-def find_held_out(entry: MonitorSet, run_store: FeatureStore, training: Pairs) -> HeldOutRows:
+def find_held_out(
+    entry: MonitorSet, run_store: FeatureStore, training: Pairs, choices: TrainingCaptions | None
+) -> HeldOutRows:
     """Draw `limit` of the rows that match a monitor set, as evenly over its classes as they allow. Raises ConfigError
-    if one of them is also among the `training` rows of `run_store`; UserError if fewer than two match, or classes,
-    prompts and limit do not fit; IncompleteStoreError if rows that match have not been extracted yet."""
+    if one is also among the `training` rows of `run_store`, or has one of their further captions; UserError if fewer
+    than two match, or classes, prompts and limit do not fit; IncompleteStoreError if rows that match have not been
+    extracted yet."""
     store = run_store if entry.store is None else FeatureStore.open(entry.store)
     columns = list(dict.fromkeys(["caption", "image_sha256", *([entry.label] if entry.label else [])]))
     table = rows_where(store, entry.where, list(dict.fromkeys([*columns, *_COLUMNS])))
@@ -98,7 +102,7 @@ def find_held_out(entry: MonitorSet, run_store: FeatureStore, training: Pairs) -
     drawn = draw_evenly(classes, entry.limit)
     table = table.take(pa.array(drawn))
     labels = [classes[place] for place in drawn] if entry.label else []
-    if both := _rows_in_both(table, run_store, training):
+    if both := _rows_in_both(table, run_store, training, choices):
         raise ConfigError(
             f"{where}: row {both[0]} and {len(both) - 1} more are trained on too (with the caption, and the image or "
             "key, of a training row); keep them apart with `where`"
@@ -132,8 +136,10 @@ def draw_evenly(classes: list[str | None], limit: int) -> NDArray[np.int64]:
     return np.sort(order[np.argsort(turn[order], kind="stable")][:limit])
 
 
-def _rows_in_both(table: pa.Table, run_store: FeatureStore, training: Pairs) -> list[int]:
-    """List the held-out rows that have the caption, and the image bytes or the key, of a row that is trained on: images
+def _rows_in_both(
+    table: pa.Table, run_store: FeatureStore, training: Pairs, choices: TrainingCaptions | None
+) -> list[int]:
+    """List the held-out rows that have a caption, and the image bytes or the key, of a row that is trained on: images
     that were encoded again, and imported features, keep their keys. Of an image that is trained on alone, any
     caption."""
     both = np.zeros(len(table), dtype=bool)
@@ -145,6 +151,12 @@ def _rows_in_both(table: pa.Table, run_store: FeatureStore, training: Pairs) -> 
         trained = training.rows[place] == rows
         found = found.filter(pa.array(trained))
         known = set(zip(found[name].to_pylist(), found["caption"].to_pylist(), strict=True))
+        if choices is not None:
+            owners, said = choices.of_rows(found["row"].to_numpy())
+            more = run_store.sample_table(columns=["row", "caption"], filter=pads.field("row").isin(np.unique(said)))
+            names = dict(zip(found["row"].to_pylist(), found[name].to_pylist(), strict=True))
+            captions = dict(zip(more["row"].to_pylist(), more["caption"].to_pylist(), strict=True))
+            known |= {(names[row], captions[by]) for row, by in zip(owners.tolist(), said.tolist(), strict=True)}
         alone = set(found[name].filter(pa.array(training.groups[place[trained], 0] < 0)).to_pylist())
         pairs = zip(table[name].to_pylist(), table["caption"].to_pylist(), strict=True)
         both |= [pair in known or pair[0] in alone for pair in pairs]

@@ -214,13 +214,10 @@ def make_objective(
     groups: NDArray[np.int64],
     device: torch.device,
 ) -> Objective:
-    """Build the objective of a run with these grid rows, int64 (n,), and `Batch.groups` of all of them, (n, 2);
-    teachers are None when no term asks them. Heads and bank are on `device`. Raises ConfigError, UserError if widths,
-    teachers' names, rows without a pair or the alignment do not fit the store."""
+    """Build the objective of a run with grid rows, int64 (n,), that stand for all of its, and `Batch.groups` of these,
+    (n, 2); teachers are None when no term asks them. Heads and bank are on `device`. Raises ConfigError, UserError if
+    widths, teachers' names or the alignment do not fit the store."""
     loss = config.loss
-    if config.data.unpaired:
-        paired = (groups >= 0).all(axis=1)
-        _check_unpaired(config, int((~paired).sum()))
     if teachers is None:
         return Objective(loss, None)
     if config.policy.keys == "known" and "relational" not in loss.teacher_terms:
@@ -236,17 +233,19 @@ def make_objective(
     _check_towers(config, teachers)
     heads = Heads("none" if loss.mixed_teachers else config.heads.kind, student_dim, teachers.slugs, widths)
     prepare = Preparation(teachers.slugs, None if alignment is None else alignment.to(device), loss.unit_teachers)
+    policy = make_policy(config.policy, config.seed, teachers, rows, groups, device, unpaired=config.data.unpaired)
     bank = None
     if "bank" in loss.teacher_terms:
         same = groups if loss.equal_captions else rows
-        kept, same = (rows[paired], same[paired]) if config.data.unpaired else (rows, same)
-        bank = Bank(kept, same, teachers.gather, prepare, config=loss.bank_rows, seed=config.seed, device=device)
+        if config.data.unpaired:
+            paired = (groups >= 0).all(axis=1)
+            rows, same = rows[paired], same[paired]
+        bank = Bank(rows, same, teachers.gather, prepare, config=loss.bank_rows, seed=config.seed, device=device)
     scales = [card.logit_scale or _USUAL_SCALE for card in teachers.cards.values()]
-    policy = make_policy(config.policy, config.seed, teachers, rows, groups, device)
     return Objective(loss, TeacherSide(heads, prepare, policy, scales, bank, teachers.towers)).to(device)
 
 
-def _check_unpaired(config: RunConfig, unpaired: int) -> None:
+def check_unpaired(config: RunConfig, unpaired: int) -> None:
     """Raise ConfigError for so many rows without a pair if the run has nothing that learns from them."""
     where = f"data.unpaired: {unpaired:,} rows have an image or a caption alone"
     if unpaired and not UNPAIRED_TERMS & set(config.loss.teacher_terms):

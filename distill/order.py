@@ -55,14 +55,29 @@ class Windows:
         sizes = np.diff([*starts, len(rows)])
         self.shards, self.starts, self.sizes = (part[sizes > 0] for part in (shards, starts, sizes))
         self.together, self.seed = together, seed
+        self._last: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
 
     def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return which shard comes when, and at which position of the epoch each begins, with the end."""
-        order = permute(np.arange(len(self.shards)), len(self.shards), self.seed, epoch, 0)
-        return order, np.concatenate([[0], self.sizes[order].cumsum()])
+        last = self._last  # another thread may ask for another epoch
+        if last is None or last[0] != epoch:
+            order = permute(np.arange(len(self.shards)), len(self.shards), self.seed, epoch, 0)
+            self._last = last = epoch, order, np.concatenate([[0], self.sizes[order].cumsum()])
+        return last[1:]
 
     def __len__(self) -> int:
         return int(self.sizes.sum())
+
+    def of_epoch(self, epoch: int) -> list[NDArray[np.int64]]:
+        """Return the shards of each window."""
+        order, _ = self._epoch(epoch)
+        return [self.shards[order[first : first + self.together]] for first in range(0, len(order), self.together)]
+
+    def inside(self, shards: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the places of the pairs of some of the shards, int64 (n,), ascending."""
+        some = np.searchsorted(self.shards, np.sort(shards))
+        parts = zip(self.starts[some].tolist(), self.sizes[some].tolist(), strict=True)
+        return np.concatenate([np.arange(start, start + size) for start, size in parts])
 
     def window(self, epoch: int, position: int) -> tuple[int, int, NDArray[np.int64]]:
         """Return number, end and shards of the window that a position lies in."""

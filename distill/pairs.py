@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from functools import partial as part_of
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +120,7 @@ class PairSource:
         """SHA-256 in hex, 16 digits, over rows, condition, teachers and what the ledger says of samples and `valid`."""
         ledger = sorted(self.store.ledger.items())
         content = {
+            "format": 1,
             "grid": [self.store.record.rows, *self.store.record.grid],
             "where": self.where,
             "unpaired": self.unpaired,
@@ -142,14 +142,18 @@ class PairSource:
         chosen = store.available(self.selection) if self.selection and self.slugs else None
         cards, order = [store.card(slug) for slug in self.slugs], list(store.teachers)
         size = store.record.rows_per_shard
-        for shard, whole in enumerate(in_parallel(part_of(shard_table, store), range(store.shards), store.root)):
+
+        def read(shard: int) -> tuple[pa.Table, list[NDArray[Any]]]:
+            return shard_table(store, shard), [arrays[slug].body(shard) for slug in self.slugs]
+
+        for shard, (whole, valids) in enumerate(in_parallel(read, range(store.shards), store.root)):
             table = whole.filter(condition) if condition is not None else whole
             pending, matching = pending + count_pending(table), matching + len(table)
             image, text = _sound_parts(table) if self.unpaired else (is_pair(table),) * 2
             usable, bits = pc.or_(image, text), {}
             if cards:
                 first, last = shard * size, min((shard + 1) * size, len(store))
-                valid = np.stack([arrays[slug].body(shard) for slug in self.slugs], axis=1)[: last - first]
+                valid = np.stack(valids, axis=1)[: last - first]
                 if chosen is None:
                     kept = valid == [card.all_sound for card in cards]
                 else:

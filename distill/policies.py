@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mmkd.base.errors import ConfigError
 from mmkd.distill.batches import Batch
+from mmkd.distill.captions import evenly
 from mmkd.distill.config import PolicyConfig
 from mmkd.distill.draws import draws
 from mmkd.distill.losses import unit
@@ -139,7 +140,8 @@ class Policy:
             return None
         targets = [batch.targets[number] for number in self.judged]
         found_BJ = self.standard.scores(targets)
-        if batch.has is not None and self.text_standard is not None:
+        if batch.has is not None:
+            assert self.text_standard is not None  # of every run with rows alone
             found_BJ = torch.where(batch.has[:, :1], found_BJ, self.text_standard.scores(_swapped(targets)))
         return self._all_teachers(found_BJ, len(batch.targets))
 
@@ -186,9 +188,12 @@ def make_policy(
     rows: NDArray[np.int64],
     groups: NDArray[np.int64],
     device: torch.device,
+    *,
+    unpaired: bool = False,
 ) -> Policy:
-    """Build a run's policy from grid rows int64 (n,) and `Batch.groups` of all of them, (n, 2). Raises ConfigError if
-    its weights or captions do not fit the run's teachers."""
+    """Build a run's policy from grid rows int64 (n,) that stand for all of its, and their `Batch.groups`, (n, 2).
+    unpaired: the run may have rows with an image or a caption alone, whether these rows do or not. Raises ConfigError
+    if its weights or captions do not fit the run's teachers."""
     named = ", ".join(teachers.slugs)
     if unknown := set(config.weights) - set(teachers.slugs):
         raise ConfigError(f"policy.weights names {', '.join(sorted(unknown))}; the run's teachers are {named}")
@@ -202,16 +207,20 @@ def make_policy(
     judged = tuple(number for number, towers in enumerate(teachers.towers) if towers == TOWERS)
 
     def gather(chosen: NDArray[np.int64], most: int) -> list[TeacherTargets]:
-        targets = teachers.gather(chosen[_spread(len(chosen), most)])
+        targets = teachers.gather(chosen[evenly(len(chosen), most)])
         return [targets[number] for number in judged]
 
     def known(targets: Sequence[TeacherTargets], what: str) -> list[torch.Tensor]:
+        if not len(targets[0].present):
+            seen = f"none of the {len(rows):,} rows it looks at has {what}"
+            raise ConfigError(f"policy.by corpus: {seen}; take another")
         found = [unit(target.text[target.present[:, 1]]).to(device) for target in targets]
         if lacking := [teachers.slugs[number] for number, mine in zip(judged, found, strict=True) if not len(mine)]:
-            raise ConfigError(f"policy.by corpus: {lacking[0]} has no features of the run's {what}; leave it out")
+            seen = f"none of the {len(targets[0].present):,} {what} it looks at"
+            raise ConfigError(f"policy.by corpus: {lacking[0]} has features of {seen}; leave it out")
         return found
 
-    some = _spread(len(rows), _LOOKED_AT)
+    some = evenly(len(rows), _LOOKED_AT)
     rows, groups = rows[some], groups[some]
     images = rows[groups[:, 1] >= 0]
     standing = gather(images, _STANDARD_ROWS)
@@ -221,7 +230,7 @@ def make_policy(
     first = np.sort(said[np.unique(groups[said, 0], return_index=True)[1]])
     texts = gather(rows[first], _KNOWN_CAPTIONS)
     standard, text_standard = Standard.of(standing, known(texts, "captions")), None
-    if config.keys == "known" or len(images) < len(rows):
+    if config.keys == "known" or unpaired:
         text_standard = Standard.of(_swapped(texts), known(_swapped(gather(images, _KNOWN_IMAGES)), "images"))
     return Policy(config, seed, standard=standard, text_standard=text_standard, judged=judged)
 
@@ -229,7 +238,3 @@ def make_policy(
 def _swapped(targets: Sequence[TeacherTargets]) -> list[TeacherTargets]:
     """Return captions in the place of images, and the reverse: to be scored as these are."""
     return [TeacherTargets(target.text, target.image, target.present.flip(1)) for target in targets]
-
-
-def _spread(count: int, wanted: int) -> NDArray[np.int64]:
-    return np.unique(np.linspace(0, count - 1, wanted).astype(np.int64))

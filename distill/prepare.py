@@ -24,7 +24,7 @@ from mmkd.distill.fetch_ahead import FetchAhead, open_store
 from mmkd.distill.further_captions import OWN, TrainingCaptions, find_captions, has_further_captions
 from mmkd.distill.images import RowImages, StoredImages, row_images, train_pictures
 from mmkd.distill.monitor import Monitor, find_held_out, read_held_out
-from mmkd.distill.objective import make_objective
+from mmkd.distill.objective import check_unpaired, make_objective
 from mmkd.distill.optimizer import WeightAverage, lock_layers, make_optimizer, warmup_steps
 from mmkd.distill.order import Windows
 from mmkd.distill.pairs import Pairs, PairSource, open_pairs
@@ -38,6 +38,11 @@ from mmkd.distill.train_step import Arithmetic, Model, Updater, count_arithmetic
 from mmkd.distill.views import TrainingViews, find_views
 from mmkd.distill.world import World
 from mmkd.store import FeatureStore
+from mmkd.store.layout import Tower
+
+_FEW = 64
+"""Features of a teacher that are too few to judge it by: the mean of its scores is wrong by an eighth of their
+deviation."""
 
 
 def prepare(config: RunConfig, world: World, scratch: Path | None = None) -> Run:
@@ -46,26 +51,26 @@ def prepare(config: RunConfig, world: World, scratch: Path | None = None) -> Run
     CorruptStoreError if a checkpoint is damaged."""
     share = _share(config, world)
     tokenizer = check_text(config.student.model)
-    store = open_store(config)
+    store = open_store(config, scratch)
     record = make_record(config, store, checkpoint.find_first_weights(config.student, config.out))
     state = checkpoint.load_last(config.out, record)
     # Rows first, because network and tokens take long: a wrong column is reported at once.
     slugs = _teachers(config, store)
     pairs = open_pairs(config.out, _pair_source(config, store, slugs, tokenizer, record), world, scratch)
-    _refuse_few(pairs, config, store)
+    _check_rows(pairs, config, store)
     teachers = TeacherFeatures(store, slugs, taught=pairs.bits) if slugs else None
     views, choices = _find_views_and_captions(config, store, pairs, teachers, tokenizer)
     schedule = Schedule(len(pairs.rows), config.batch_size, config.epochs)
     warmup_steps(config.optimizer, schedule.total_steps)
-    held_out = [find_held_out(entry, store, pairs) for entry in config.monitor.sets]
+    held_out = [find_held_out(entry, store, pairs, choices) for entry in config.monitor.sets]
     piece = min(config.compute.micro_batch or share, share)
     towers = _make_towers(config, state, pairs, world, share % piece or piece)
-    _reside(teachers, config, world)
+    _reside(teachers, config, world, store)
     arithmetic = _look_at_captions(towers, pairs, world, half=_half(config, world))
     workers = config.data.workers if config.data.workers is not None else default_workers()
-    place = "corpus" if views is not None else config.data.images
-    pictures = row_images(store, pairs.places, place, max(image_size(towers.student)))
-    windows, ahead = _find_windows(config, store, pairs, slugs, pictures, workers)
+    side = max(image_size(towers.student))
+    pictures = row_images(store, pairs.places, "corpus" if views is not None else config.data.images, side)
+    windows, ahead = _find_windows(config, store, pairs, slugs, pictures, workers, views, choices)
     batches = Batches(
         plan=BatchPlan(pairs.rows, schedule, config.seed, windows),
         pairs=pairs,
@@ -79,7 +84,7 @@ def prepare(config: RunConfig, world: World, scratch: Path | None = None) -> Run
         choices=choices,
     )
     width = int(model_config(config.student.model)["embed_dim"])
-    objective = make_objective(config, width, teachers, *_judged(pairs, windows), world.device)
+    objective = make_objective(config, width, teachers, *_judged(config, pairs, windows, teachers, ahead), world.device)
     model = Model(towers, objective.to(world.device))
     average = WeightAverage(towers, config.optimizer.average) if config.optimizer.average else None
     update = _make_updater(config, model, world)
@@ -87,7 +92,7 @@ def prepare(config: RunConfig, world: World, scratch: Path | None = None) -> Run
         _restore(state, model, update, average)
     monitor = Monitor(
         config=config.monitor,
-        sets=[read_held_out(rows, config.data, max(image_size(towers.student)), tokenizer) for rows in held_out],
+        sets=[read_held_out(rows, config.data, side, tokenizer) for rows in held_out],
         towers=towers,
         average=average,
         batch_rows=piece,
@@ -133,10 +138,11 @@ def _restore(state: State, model: Model, update: Updater, average: WeightAverage
             average.values[name].copy_(value)
 
 
-def _reside(teachers: TeacherFeatures | None, config: RunConfig, world: World) -> None:
-    """Put the teachers' features on the device where that is asked for, or they fit."""
-    wish = config.data.features
-    if teachers is not None and (wish == "resident" or (wish == "auto" and teachers.fits(world.device))):
+def _reside(teachers: TeacherFeatures | None, config: RunConfig, world: World, store: FeatureStore) -> None:
+    """Put the teachers' features on the device where that is asked for, or they fit; never those behind a URL."""
+    if teachers is None or store.cache is not None:
+        return
+    if (wish := config.data.features) == "resident" or (wish == "auto" and teachers.fits(world.device)):
         teachers.reside(world.device)
 
 
@@ -148,8 +154,10 @@ def _find_views_and_captions(
     data, (text, image) = config.data, (pairs.rows[part >= 0] for part in pairs.groups.T)
     views = find_views(store, image) if data.views else None
     kinds = None if data.captions is None else {kind for kind, weight in data.captions.items() if weight}
-    wanted = data.order == "shuffled" and has_further_captions(store) if kinds is None else kinds != {OWN}
-    choices = find_captions(store, text, data.captions, tokenizer) if wanted else None
+    has_more = kinds is None and len(text) > 0 and has_further_captions(store)
+    choices = find_captions(store, text, data.captions, tokenizer) if has_more or kinds not in (None, {OWN}) else None
+    if kinds is None and choices is not None and not len(choices.captions):
+        choices = None
     if views is not None and teachers is not None:
         teachers.check_rows("views", "image", views.rows[:, 0])
     if choices is not None and teachers is not None:
@@ -192,28 +200,60 @@ def _pair_source(
 
 
 def _find_windows(
-    config: RunConfig, store: FeatureStore, pairs: Pairs, slugs: tuple[str, ...], images: RowImages, workers: int
+    config: RunConfig,
+    store: FeatureStore,
+    pairs: Pairs,
+    slugs: tuple[str, ...],
+    images: RowImages,
+    workers: int,
+    views: TrainingViews | None,
+    choices: TrainingCaptions | None,
 ) -> tuple[Windows | None, FetchAhead | None]:
-    """Return the windows of a run that has them, and what fetches them of a store behind a URL."""
+    """Return the windows of a run that has them, and what fetches them of a store behind a URL, with the rows of their
+    views and further captions."""
     if config.data.order != "windows":
         return None, None
     windows = Windows(pairs.rows, store.record.rows_per_shard, config.data.window, config.seed)
     if store.cache is None:
         return windows, None
+    beside: dict[Tower, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+    if views is not None:
+        beside["image"] = views.images.repeat(views.recipe.count), views.rows.ravel()
+    if choices is not None:
+        beside["text"] = choices.of_rows(choices.rows)
     inputs, rows = images.inputs if isinstance(images, StoredImages) else None, (2 * workers + 2) * config.batch_size
-    return windows, FetchAhead(store, windows, slugs, inputs, rows_ahead=rows, epochs=config.epochs)
+    return windows, FetchAhead(store, windows, slugs, inputs, beside, rows_ahead=rows, epochs=config.epochs)
 
 
-def _judged(pairs: Pairs, windows: Windows | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return rows and groups of the pairs from which policies learn what they want to know of all: the first window."""
-    if windows is None:
+def _judged(
+    config: RunConfig,
+    pairs: Pairs,
+    windows: Windows | None,
+    teachers: TeacherFeatures | None,
+    ahead: FetchAhead | None,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return rows and groups of the pairs from which policies learn what they want to know of all: those of the first
+    window, and of each teacher that has hardly a feature there, those of the window where it has most."""
+    if windows is None or teachers is None or config.policy.kind != "best":
         return pairs.rows, pairs.groups
-    some = np.sort(windows.places(np.arange(windows.window(0, 0)[1]), 0))
+    every = windows.of_epoch(0)
+
+    def count(shards: NDArray[np.int64]) -> NDArray[np.int64]:
+        return teachers.present(pairs.rows[windows.inside(shards)]).sum(axis=0)
+
+    few, chosen = count(every[0]) < _FEW, {0}
+    if few.any():
+        chosen |= set(np.stack([count(shards) for shards in every])[:, few].argmax(axis=0).tolist())
+    shards = np.concatenate([every[number] for number in sorted(chosen)])
+    if ahead is not None:
+        ahead.read(shards)
+    some = windows.inside(shards)
     return pairs.rows[some], pairs.groups[some]
 
 
-def _refuse_few(pairs: Pairs, config: RunConfig, store: FeatureStore) -> None:
-    """Raise UserError if the pairs do not fill a batch."""
+def _check_rows(pairs: Pairs, config: RunConfig, store: FeatureStore) -> None:
+    """Raise UserError if the rows do not fill a batch; ConfigError if nothing learns from some of them."""
+    check_unpaired(config, len(pairs.rows) - pairs.counts["pair"])
     if len(pairs.rows) < config.batch_size:
         having = " and have a teacher" if pairs.taught else ""
         raise UserError(

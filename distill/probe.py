@@ -107,7 +107,7 @@ def _probe(run: Run) -> tuple[float, dict[str, float]]:
     """Return seconds of a step, and the weighted terms of the first, which is not timed: it warms up and compiles."""
     # From the beginning: a finished run has no step left to measure.
     times = [time.perf_counter()]
-    with closing(run.batches.from_step(0)) as batches:
+    with closing(run.batches), closing(run.batches.from_step(0)) as batches:
         for number, batch in enumerate(islice(batches, _STEPS + 1)):
             outcome = run.update(batch)
             outcome.finite()  # waits for the device

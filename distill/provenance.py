@@ -142,8 +142,9 @@ def make_record(config: RunConfig, store: FeatureStore, first_weights: FirstWeig
     learns = config.loss.teacher_terms != ()
     slugs = config.teachers or tuple(store.teachers)
     named = Path(model.removeprefix("local-dir:"))
+    free = _FREE if config.data.order == "windows" else _FREE | {"data": _FREE["data"] | {"window"}}
     return RunRecord(
-        config=config.model_dump(mode="json", exclude=_FREE),
+        config=config.model_dump(mode="json", exclude=free),
         presets=tuple(Path(name).name for name in config.preset),
         model=named.absolute().name.removesuffix(".json") if named.exists() else model,
         network=network,

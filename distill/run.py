@@ -81,8 +81,10 @@ class Run:
         """Write the configuration, in the first rank, and delete what killed runs left. Raises StoreError as `save`."""
         if self.world.first:
             out = self.config.out
+            cache = self.config.cache_folder.resolve()
             for leftover in temporary_files(out):
-                leftover.unlink(missing_ok=True)
+                if leftover.parent.resolve() != cache:  # other runs fetch into it too
+                    leftover.unlink(missing_ok=True)
             write_atomically(out / checkpoint.CONFIG, self.config.model_dump_json(indent=1).encode())
             save_text(self.update.model.towers.student, self.tokenizer, out / TEXT)
 

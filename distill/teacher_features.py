@@ -1,9 +1,11 @@
 """Teachers' stored features as training targets: a gather from the memory map, or rows that live on the device."""
 
 import math
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -86,6 +88,7 @@ class TeacherFeatures:
                 valid, list(self.cards.values()), chosen[:, [order.index(slug) for slug in slugs]], unpaired=unpaired
             )
         self._taught = taught
+        self._look = isinstance(store.root, Path) and os.access(store.root, os.W_OK)
         self._device = torch.device("cpu")
         self.resident_bytes = 0
         """Features held in memory of this process or its device."""
@@ -110,9 +113,11 @@ class TeacherFeatures:
 
     def check_rows(self, what: str, tower: Tower, rows: NDArray[np.int64]) -> None:
         """Raise UserError if a teacher with this tower has no feature of any of these rows of views or captions."""
+        instead = ", or set data.captions to {own: 1}" if what == "captions" else ""
         for slug, count in self.count_rows(rows).items():
-            if tower in self.cards[slug].towers and not count:
-                raise UserError(f"data.{what}: teacher {slug} has no features of them; run `mmkd extract` with it")
+            if len(rows) and tower in self.cards[slug].towers and not count:
+                step = f"run `mmkd extract` with it{instead}"
+                raise UserError(f"data.{what}: teacher {slug} has no features of them; {step}")
 
     @property
     def bytes(self) -> int:
@@ -149,9 +154,10 @@ class TeacherFeatures:
         read = [torch.from_numpy(rows if part is None else part).to(self._device) for part in (images, texts)]
         have, targets = torch.from_numpy(self.present(rows, images, texts)).to(self._device), []
         asked = torch.ones_like(have[:, :, 0]) if wanted is None else wanted.to(self._device)
-        for parts, mine in zip(self._parts, asked.unbind(1), strict=True):
-            for tower, part in parts.items():
-                ask_for(part, read[TOWERS.index(tower)][mine])
+        if self._device.type == "cpu":
+            for parts, mine in zip(self._parts, asked.unbind(1), strict=True):
+                for tower, part in parts.items():
+                    ask_for(part, read[TOWERS.index(tower)][mine], self._look)
         for parts, dim, present, mine in zip(self._parts, self.dims, have.unbind(1), asked.unbind(1), strict=True):
             found = []
             for tower, picked, there in zip(TOWERS, read, present.unbind(1), strict=True):
@@ -181,13 +187,13 @@ class TeacherFeatures:
         return chosen
 
 
-def ask_for(source: torch.Tensor | FeatureArray, rows: torch.Tensor) -> None:
-    """Have a disk read rows of what is mapped."""
+def ask_for(source: torch.Tensor | FeatureArray, rows: torch.Tensor, look: bool) -> None:
+    """Have a disk read rows of what is mapped; see `ask_for_rows`."""
     codes = source.codes if isinstance(source, DecodedRows) else source
     if isinstance(codes, np.ndarray):
         codes = as_tensor(codes)
-    if isinstance(codes, torch.Tensor) and codes.device.type == "cpu":
-        ask_for_rows(codes.data_ptr(), codes.stride(0) * codes.itemsize, rows.numpy())
+    if isinstance(codes, torch.Tensor):
+        ask_for_rows(codes.data_ptr(), codes.stride(0) * codes.itemsize, rows.numpy(), look)
 
 
 def as_tensor(features: FeatureArray) -> torch.Tensor | FeatureArray:

@@ -12,7 +12,7 @@ import torch
 from mmkd.base.errors import UserError
 from mmkd.base.files import write_atomically
 from mmkd.base.lock import only_writer
-from mmkd.base.process import keep_freed_memory
+from mmkd.base.process import freeze_loaded_objects, keep_freed_memory
 from mmkd.distill.batches import Batch
 from mmkd.distill.checkpoint import Progress
 from mmkd.distill.config import RunConfig
@@ -81,6 +81,7 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> TrainReport:
             for line in (run.headline, *run.notes()):
                 say(line)
         with open_boards(run) as log:
+            freeze_loaded_objects()
             return _loop(run, log, signals)
 
 
@@ -103,7 +104,7 @@ def _loop(run: Run, log: Board, signals: list[signal.Signals]) -> TrainReport:
     scores: dict[str, float] = {}
     # A run ended by patience takes no more steps.
     stopped, number = _out_of_patience(config, progress), 0
-    with closing(run.batches.from_step(first)) as batches:
+    with closing(run.batches), closing(run.batches.from_step(first)) as batches:
         while progress.step < total and not stopped:
             with clock.waiting():
                 batch = next(batches)

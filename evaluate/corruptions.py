@@ -3,7 +3,7 @@ the same images as they are."""
 
 import importlib.metadata
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -40,12 +40,15 @@ ROWS = 100_000
 """Pictures that a trained head sees at a time; it is trained again for the next."""
 COSINE = Scoring("standard", {"cosine": Metric(lambda p, w: weighted_mean(p.score[:, 0], w), share=False)}, "cosine")
 
+Pair = tuple[Replicates, Replicates]
+Predict = Callable[[int, Bools], tuple[Predictions, Bools]]
+
 
 @dataclass(frozen=True)
 class Drop:
     """One model on one task (`features`: the cosine to the clean feature) at one family and severity; family `all`:
-    the mean over all, resample by resample. clean, value: of the metric on the same samples. low, high: of value.
-    drop: value minus clean, paired."""
+    the mean over all, resample by resample, on the images that all have. clean, value: of the metric on the same
+    samples. low, high: of value. drop: value minus clean, paired."""
 
     model: str
     task: str
@@ -95,9 +98,11 @@ class CorruptionReport:
                 first = next(one for one in line if one is not None)
                 clean = [f"{first.clean * 100:.1f}" if first.percent else f"{first.clean:.2f}"]
                 shown = ["" if one is None else one.shown() for one in line]
-                rows.append([model, family, *([] if task == FEATURES else clean), *shown])
+                counts = sorted({one.drop.n for one in line if one is not None})
+                n = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+                rows.append([model, family, n, *([] if task == FEATURES else clean), *shown])
             clean_head = [] if task == FEATURES else ["clean"]
-            yield title, ["model", "family", *clean_head, *map(str, self.recipe.severities), "mean"], rows
+            yield title, ["model", "family", "n", *clean_head, *map(str, self.recipe.severities), "mean"], rows
 
     def text(self) -> str:
         lines = [f"{self.dataset}: corruptions {self.recipe.suite} of {counted(self.samples, 'test image')}"]
@@ -178,27 +183,63 @@ def _measure_dataset(
     notes = [] if whole.all() else [f"{counted(int((~whole).sum()), 'test row')} without corrupted pictures left out"]
     if crossed := [task for task in spec.tasks if task in CROSS_VALIDATED]:
         notes.append(f"{', '.join(crossed)}: every image is trained on in some fold; not measured")
-    drops: list[Drop] = []
     models, own = model_names(suite, [data.store]), np.arange(len(data.store))
     for block in blocks:
         own[block.rows] = clean.rows
     features = [PictureFeatures(Features(data.store, model, suite.ensembles.get(model, ())), own) for model in models]
+    drops, losses = list[Drop](), dict[str, list[str]]()
     for one in features:
-        found = _scored(suite, spec, COSINE, _cosines(data, one, blocks))
-        drops += _drops(recipe, one.model, FEATURES, found, COSINE, suite.bootstrap.level)
-        for name in (task for task in spec.tasks if task not in CROSS_VALIDATED):
-            task = TASKS[name]
-            scoring = task.scoring(spec)
-            for variant in task.variants(spec):
-                if variant.fraction == 1 and variant.seed == 0:
-                    found = _scored(suite, spec, scoring, _predicted(name, variant, data, one, blocks))
-                    title = " ".join(filter(None, (name, variant.head)))
-                    drops += _drops(recipe, one.model, title, found, scoring, suite.bootstrap.level)
+        measured, lacking = _measure_model(suite, spec, data, recipe, one, blocks)
+        drops += measured
+        for note in lacking:
+            losses.setdefault(note, []).append(one.model)
+    notes += [note if len(of) == len(models) else f"{', '.join(of)}: {note}" for note, of in losses.items()]
     used = np.concatenate([block.rows for block in blocks])
     return CorruptionReport(
         suite.suite, suite.version, spec.dataset, recipe, len(clean), models, suite.bootstrap, data.digest,
         {one.model: one.digest(used) for one in features}, tuple(drops), tuple(notes),
     )  # fmt: skip
+
+
+def _measure_model(
+    suite: Suite, spec: DatasetSpec, data: DatasetRows, recipe: Corruptions, features: Features, blocks: list[Samples]
+) -> tuple[list[Drop], list[str]]:
+    """Return the drops of one model, and notes on the images that a family took from it."""
+    cosines, drops = _cosines(data, features, blocks), list[Drop]()
+    seen = np.array([found.available for found in cosines])
+
+    def measure(title: str, scoring: Scoring, predict: Predict) -> None:
+        found = _scored(suite, spec, scoring, predict, seen)
+        drops.extend(_drops(recipe, features.model, title, found, scoring, suite.bootstrap.level))
+
+    measure(FEATURES, COSINE, lambda i, mask: (cosines[i], mask))
+    for name in (task for task in spec.tasks if task not in CROSS_VALIDATED):
+        for variant in TASKS[name].variants(spec):
+            if variant.fraction == 1 and variant.seed == 0:
+                title = " ".join(filter(None, (name, variant.head)))
+                measure(title, TASKS[name].scoring(spec), _predictor(name, variant, data, features, blocks, seen[0]))
+    return drops, _losses(recipe, seen)
+
+
+def _losses(recipe: Corruptions, seen: Bools) -> list[str]:
+    """Return what to know of families without a feature of some image, such as `stain` of a gray one. seen: bool
+    (1 + conditions, n), the images as they are first."""
+    notes, n = [], int(seen[0].sum())
+    counts = n - seen[1:].sum(axis=1)
+    for family in recipe.families:
+        lost = {at: int(c) for (name, at), c in zip(recipe.conditions, counts, strict=True) if name == family}
+        for count in sorted({*lost.values()} - {0}):
+            severities = [str(at) for at in lost if lost[at] == count]
+            where = "" if len(severities) == len(lost) else f" at severity {', '.join(severities)}"
+            notes.append(f"{family}{where} lacks {count} of {n} images{'; left out' if count == n else ''}")
+    if (counts % max(1, n)).any():
+        notes.append(f"rows `all` are of the {_common(seen).sum()} images that no family lacks but those left out")
+    return notes
+
+
+def _common(seen: Bools) -> Bools:
+    """The images that every condition has which has any."""
+    return np.asarray(seen[seen.any(axis=1)].all(axis=0))
 
 
 def _moved(samples: Samples, rows: Ints) -> Samples:
@@ -207,17 +248,26 @@ def _moved(samples: Samples, rows: Ints) -> Samples:
     return Samples(samples.name, samples.table.set_column(place, "row", pa.array(rows)))
 
 
-def _predicted(
-    name: str, variant: Variant, data: DatasetRows, features: Features, blocks: Sequence[Samples]
-) -> list[Predictions]:
-    """Predictions of a task for each block of the same samples."""
+def _predictor(
+    name: str, variant: Variant, data: DatasetRows, features: Features, blocks: list[Samples], there: Bools
+) -> Predict:
+    """Predictions of a task for a block of the same samples, by its place, and which of these are of a mask, bool (n,).
+    there: bool (n,), images that have a feature as they are."""
     task = TASKS[name]
 
     def predict(test: Samples) -> Predictions:
         return task.predict(variant, replace(data, splits=data.splits | {"test": test}), features)
 
     if name in SHARED:
-        return [predict(block) for block in blocks]
+        known: dict[tuple[int, bytes], Predictions] = {}
+
+        def of_mask(i: int, mask: Bools) -> tuple[Predictions, Bools]:
+            kept = mask | ~there  # an image without a feature stays what it is in any evaluation
+            if (asked := (i, kept.tobytes())) not in known:
+                known[asked] = predict(Samples("test", blocks[i].table.filter(pa.array(kept))))
+            return known[asked], np.ones(len(known[asked]), dtype=bool)
+
+        return of_mask
     place, n, parts = blocks[0].table.column_names.index("key"), len(blocks[0]), list[Predictions]()
     keyed = [
         block.table.set_column(place, "key", pa.array([f"{i} {key}" for key in block.ids]))
@@ -228,7 +278,8 @@ def _predicted(
         found = predict(Samples("test", pa.concat_tables(some)))
         assert len(found) == n * len(some), "one prediction for each test sample"
         parts += [found.take(np.arange(len(found)) // n == i) for i in range(len(some))]
-    return [replace(part, ids=blocks[0].ids, group=data.groups(blocks[0])) for part in parts]
+    parts = [replace(part, ids=blocks[0].ids, group=data.groups(blocks[0])) for part in parts]
+    return lambda i, mask: (parts[i], mask)
 
 
 def _cosines(data: DatasetRows, features: Features, blocks: Sequence[Samples]) -> list[Predictions]:
@@ -243,34 +294,43 @@ def _cosines(data: DatasetRows, features: Features, blocks: Sequence[Samples]) -
 
 
 def _scored(
-    suite: Suite, spec: DatasetSpec, scoring: Scoring, found: Sequence[Predictions]
-) -> list[tuple[Replicates, Replicates]]:
-    """Clean and corrupted value of the primary metric for each condition, on the samples available in both."""
-    name, before, pairs = suite.resample_name(spec.dataset), dict[bytes, Replicates](), []
+    suite: Suite, spec: DatasetSpec, scoring: Scoring, predict: Predict, seen: Bools
+) -> tuple[dict[int, Pair], list[Pair]]:
+    """Clean and corrupted value of the primary metric on the images that both have: of each condition with any, by its
+    number from 1; and of each of these on the images that all have."""
+    name, before = suite.resample_name(spec.dataset), dict[bytes, Replicates]()
 
     def score(one: Predictions, both: Bools) -> Replicates:
         asked = {"bootstrap": suite.bootstrap, "name": name, "parts": {"": both}}
         return resampled(one, [scoring.primary], scoring, **asked)["", scoring.primary]  # type: ignore[arg-type]
 
-    for one in found[1:]:
-        both = one.available & found[0].available
-        if both.tobytes() not in before:
-            before[both.tobytes()] = score(found[0], both)
-        pairs.append((before[both.tobytes()], score(one, both)))
-    return pairs
+    def pair(i: int, mask: Bools) -> Pair:
+        (clean, inside), (moved, _) = predict(0, mask), predict(i, mask)
+        both = inside & clean.available & moved.available
+        if (asked := mask.tobytes() + both.tobytes()) not in before:
+            before[asked] = score(clean, both)
+        return before[asked], score(moved, both)
+
+    common, places = _common(seen), [i for i in range(1, len(seen)) if seen[i].any()]
+    found = {i: pair(i, seen[i]) for i in places}
+    same = {i for i in places if np.array_equal(seen[i], common)}
+    return found, [found[i] if i in same else pair(i, common) for i in places if common.any()]
 
 
 def _drops(
     recipe: Corruptions,
     model: str,
     task: str,
-    found: list[tuple[Replicates, Replicates]],
+    found: tuple[dict[int, Pair], list[Pair]],
     scoring: Scoring,
     level: float,
 ) -> Iterator[Drop]:
-    names = [*recipe.conditions, (ALL, 0)]
-    means = tuple(averaged([pair[side] for pair in found], same_rows=True) for side in (0, 1))
-    for (family, severity), (clean, value) in zip(names, [*found, means], strict=True):
+    pairs, alike = found
+    named = [(*recipe.conditions[i - 1], pair) for i, pair in pairs.items()]
+    if alike:
+        clean, value = (averaged([pair[side] for pair in alike], same_rows=True) for side in (0, 1))
+        named.append((ALL, 0, (clean, value)))
+    for family, severity, (clean, value) in named:
         yield Drop(
             model, task, scoring.primary, family, severity, clean.value, value.value, *value.interval(level),
             paired_difference(value, clean, level), scoring.metrics[scoring.primary].share,

@@ -200,9 +200,10 @@ def find_leakage(
 
     corpora = []
     if training is not None:
-        corpora.append(
-            side(training, "", "training corpus", training.sample_table(columns=["row", "key", "image_sha256"]))
-        )
+        # A view has its image's bytes and nearly its features: the image is compared, once.
+        inputs = pc.field("image_rows").is_null()
+        learned = training.sample_table(["row", "key", "image_sha256"], inputs)
+        corpora.append(side(training, "", "training corpus", learned))
     overlaps: list[Overlap] = []
     for spec in suite.datasets:
         data = load_dataset(spec, stores[spec.store])

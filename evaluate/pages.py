@@ -195,7 +195,7 @@ def write_corruptions(out: Path, report: CorruptionReport) -> Path:
 
 def corruption_figure(report: CorruptionReport, task: str) -> Figure:
     """One panel for each family: the metric of every model over severity, with intervals."""
-    families, across = list(report.recipe.families), 4
+    families, across = list(dict.fromkeys(one.family for one in report.drops if one.severity)), 4
     down = -(-len(families) // across)
     figure = Figure(figsize=(9, 0.6 + 1.9 * down), layout="constrained")
     panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).ravel()
@@ -206,6 +206,8 @@ def corruption_figure(report: CorruptionReport, task: str) -> Figure:
         panel.set_title(family, fontsize=8)
         for place, model in enumerate(report.models):
             found = [one for one in report.drops if (one.task, one.model, one.family) == (task, model, family)]
+            if not found:  # a family that no image has for this model
+                continue
             values = [found[0].clean, *(one.value for one in found)]
             style = line_style(place) | {"markersize": 3, "linewidth": 1}
             (line,) = panel.plot(

@@ -11,9 +11,9 @@ from mmkd.base.text import counted
 from mmkd.extract.corpora import CorpusRow, Ignored, Part
 from mmkd.extract.corpora.row import INDEX_FAULTS
 from mmkd.extract.index import append_below, restore_parts
-from mmkd.store.layout import TOWERS
 from mmkd.store.record import CorpusSpan, Store
 from mmkd.store.samples import read_part
+from mmkd.store.writer import finish_append
 
 
 @dataclass(frozen=True)
@@ -76,21 +76,22 @@ def append_pictures(store: Store, recipe: Recipe, say: Callable[[str], object]) 
     """Append the pictures of every corpus with images that has none of this kind; return the longer store. Raises
     UserError as `pictures_of`; CorpusError if none has an image; StoreError if the store cannot be
     written."""
+    # Not by the digest, which is of a recipe as it was written: 1 and 1.0 are the same.
+    if known := pictures_of(store, recipe):
+        finish_append(store)
     for number, span in enumerate(store.record.spans()):
-        if span.corpus.towers != TOWERS:
+        pictures = DerivedPictures(store, number, recipe)
+        if span.corpus.is_linked or number in known:
             continue
-        pictures, known = DerivedPictures(store, number, recipe), number in pictures_of(store, recipe)
-        if not known and not any(next(pictures.rows_of(part), None) for part in pictures.parts()):
+        if not any(next(pictures.rows_of(part), None) for part in pictures.parts()):
             continue
         content = {"corpus": number, **recipe.model_dump(mode="json")}
-        made = append_below(store, pictures, towers=("image",), recipe=content)
+        made = append_below(store, pictures, towers=("image",), recipe=content).rows
+        known.add(number)
         store = Store.open(store.root)
-        if not known:
-            images = counted(len(made.rows) // recipe.count, "image")
-            say(
-                f"{recipe.kind}: {recipe.count} of each of {images}, rows {made.rows.start:,} to {made.rows.stop - 1:,}"
-            )
-    if not pictures_of(store, recipe):
+        images = counted(len(made) // recipe.count, "image")
+        say(f"{recipe.kind}: {recipe.count} of each of {images}, rows {made.start:,} to {made.stop - 1:,}")
+    if not known:
         raise CorpusError(f"{store.root} has no image that {recipe.kind} can be made of; leave --{recipe.kind} out")
     return store
 

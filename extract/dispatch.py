@@ -13,7 +13,7 @@ from distributed.worker import Worker
 from mmkd.base.arithmetic import peak_tflops
 from mmkd.base.errors import DeviceError, UserError, cause
 from mmkd.base.places.remote import StorePath
-from mmkd.base.process import Watch, keep_freed_memory, usable_cores
+from mmkd.base.process import Watch, freeze_loaded_objects, keep_freed_memory, usable_cores
 from mmkd.extract.cluster_config import WorkerConfig
 from mmkd.extract.decoding import Threads
 from mmkd.extract.device import Device, full_device, lost_device, open_device
@@ -77,6 +77,7 @@ class TeachersPlugin(WorkerPlugin):  # type: ignore[misc]  # dask has no type hi
                     self.bench.sizes.found |= search_rows(teacher, device, speed)
             half = any(isinstance(one, LoadedTeacher) and one.half for one in self.loaded.values())
             self.peak = peak_tflops(device.name, half)
+            freeze_loaded_objects()
         except MmkdError as error:
             self.failure = error
 

@@ -111,12 +111,13 @@ def _with_captions(span: CorpusSpan, record: StoreRecord) -> list[CorpusSpan]:
 
 def _inputs_before(store: Store, end: int) -> _Earlier:
     """Return the inputs below grid row `end`, a shard boundary. Reads the sample parts, one after the other."""
-    rows, keys = [np.empty(0, np.int64)], []
+    rows, hashes = [np.empty(0, np.int64)], [np.empty((0, 2), np.uint64)]
     for shard in range(end // store.record.rows_per_shard):
         table, _ = read_part(store.root, shard)
         rows.append(table["row"].to_numpy())
-        keys += [key_hash(key) for key in table["key"].to_pylist()]
-    return _Earlier(np.concatenate(rows), np.frombuffer(b"".join(keys), dtype=np.uint64).reshape(-1, 2), end)
+        keys = b"".join(map(key_hash, table["key"].to_pylist()))
+        hashes.append(np.frombuffer(keys, dtype=np.uint64).reshape(-1, 2))
+    return _Earlier(np.concatenate(rows), np.concatenate(hashes), end)
 
 
 def restore_parts(corpus: Corpus, store: Store) -> int:

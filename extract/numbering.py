@@ -27,14 +27,16 @@ def number_rows(
     numbering = _Numbering(set(duplicates.values()))
     captions: dict[int, set[bytes]] = {}
     for batch in batches(files):
-        names = ("key", "uri", "caption", "reason", IF_TAKEN, BY_DESIGN)
-        keys, uris, texts, faults, if_taken, by_design = (batch.column(name).to_pylist() for name in names)
+        names = ("key", "uri", "caption", "reason", IF_TAKEN, BY_DESIGN, JOINS)
+        keys, uris, texts, faults, if_taken, by_design, joins = (batch.column(name).to_pylist() for name in names)
         numbering.begin(batch)
         for place, listed in enumerate(range(start, start + len(batch))):
             first, caption = duplicates.get(listed), texts[place]
             if first is not None and numbering.joins(place, first):
                 continue
-            if first is not None:
+            if numbering.replaces(place, first):
+                keys[place] = f"{keys[place]}#{if_taken[place] or 1}"
+            elif first is not None:
                 # Rows that share an image and have no key of their own differ by their captions.
                 seen = captions.get(first)
                 is_new = seen is not None and bool(caption) and key_hash(caption) not in seen
@@ -43,11 +45,11 @@ def number_rows(
                 else:
                     faults[place] = f"key: duplicate of row {numbering.row_of(first)}"
             origin = listed if first is None else first
-            if origin in numbering.shared:
+            if origin in numbering.shared and not joins[place]:
                 captions.setdefault(origin, set()).add(key_hash(caption or ""))
             if paired and faults[place] is None and not by_design[place]:
                 faults[place] = NO_IMAGE if uris[place] is None else NO_CAPTION if caption is None else None
-            numbering.keep(place, listed, faults[place])
+            numbering.keep(place, listed, origin, faults[place])
             image, text = uris[place] is not None, bool(caption)
             overview.add_row(keys[place], image, text, faults[place], is_text=by_design[place] and text and not image)
         start += len(batch)
@@ -70,7 +72,9 @@ class _Numbering:
     def __init__(self, shared: Collection[int]) -> None:
         self.shared = shared
         """Inputs whose key comes again."""
-        self._firsts: dict[int, tuple[int, tuple[Any, ...], str | None]] = {}
+        self._firsts: dict[int, tuple[int, bytes, bytes, bool]] = {}
+        """By the first input of a key: the row of its image, hashes of the image's place and of its caption, and
+        whether that row is refused."""
         self._joined = 0
 
     def begin(self, batch: pa.RecordBatch) -> None:
@@ -89,26 +93,39 @@ class _Numbering:
         uri, offset, caption, fault, may_join, kind, further = self._inputs[place]
         if not may_join or not caption or first not in self._firsts or fault not in (None, NO_IMAGE):
             return False
-        row, image, own = self._firsts[first]
-        if (uri, offset) not in (image, (None, None)):
+        row, image, own, refused = self._firsts[first]
+        if refused or (uri is not None and _place_hash(uri, offset) != image):
             return False
         self._joined += 1
         self._add(row, own, [{"text": caption, "kind": kind}, *(further or [])])
         return True
 
-    def keep(self, place: int, listed: int, fault: str | None) -> None:
-        """Give an input of the batch its row."""
+    def replaces(self, place: int, first: int | None) -> bool:
+        """Return True if an input of the batch is to have a row of its own since the first of its key is refused (an
+        empty caption under `--require pairs`): the image is used, and later captions join this row."""
+        uri, offset, caption, fault, may_join, _, _ = self._inputs[place]
+        if not may_join or not caption or uri is None or fault is not None or first not in self._firsts:
+            return False
+        _, image, _, refused = self._firsts[first]
+        return refused and _place_hash(uri, offset) == image
+
+    def keep(self, place: int, listed: int, origin: int, fault: str | None) -> None:
+        """Give an input of the batch its row. `origin`: the first input of its key."""
         uri, offset, caption, _, _, _, further = self._inputs[place]
-        row = listed - self._joined
+        row, own, refused = listed - self._joined, key_hash(caption or ""), (fault or "").startswith(INDEX_FAULTS)
         self.kept.append(place)
         self.rows.append(row)
-        if listed in self.shared:
-            self._firsts[listed] = row, (uri, offset), caption
-        if not (fault or "").startswith(INDEX_FAULTS):
-            self._add(row, caption, further or [])
+        if listed in self.shared or self.replaces(place, origin):
+            self._firsts[origin] = row, _place_hash(uri, offset), own, refused
+        if not refused:
+            self._add(row, own, further or [])
 
-    def _add(self, row: int, own: str | None, captions: Iterable[dict[str, Any]]) -> None:
-        self.captions += [{"row": row, **one} for one in captions if one["text"] != own]
+    def _add(self, row: int, own: bytes, captions: Iterable[dict[str, Any]]) -> None:
+        self.captions += [{"row": row, **one} for one in captions if key_hash(one["text"]) != own]
+
+
+def _place_hash(uri: str | None, offset: int | None) -> bytes:
+    return key_hash(f"{offset} {uri}")
 
 
 def caption_rows(captions: pa.Table, index: pa.Table, first: int) -> Iterator[pa.RecordBatch]:

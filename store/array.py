@@ -2,9 +2,10 @@
 
 import errno
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -149,15 +150,22 @@ class RemoteRows(LazyRows):
     """Rows behind a URL, fetched by whole chunks, of which the last are kept: for single rows and sequential reads."""
 
     def __init__(self, array: ChunkedArray) -> None:
-        self._stored = array.stored
+        self._array, self._stored = array, array.stored
         self.shape = array.stored.spec.shape(array.rows)
         self.dtype = np.dtype(array.stored.spec.dtype)
-        self._cached = array.cache.kept if array.cache else max(1, CACHE_BYTES // max(1, array.stored.chunk_bytes))
         self._in_parallel = array.cache is None  # else what is needed is on disk
-        self._chunk = lru_cache(maxsize=self._cached)(array.body)
+
+    @cached_property
+    def _cached(self) -> int:
+        cache = self._array.cache
+        return cache.kept if cache else max(1, CACHE_BYTES // max(1, self._stored.chunk_bytes))
+
+    @cached_property
+    def _chunk(self) -> Callable[[int], NDArray[Any]]:
+        return lru_cache(maxsize=self._cached)(self._array.body)
 
     def _gather(self, rows: Any) -> NDArray[Any]:
-        picked = np.arange(len(self))[rows]
+        picked = rows if _are_rows(rows, len(self)) else np.arange(len(self))[rows]
         flat = picked.reshape(-1)
         shards = flat // self._stored.per_shard
         out = np.empty((len(flat), *self.shape[1:]), dtype=self.dtype)
@@ -169,6 +177,13 @@ class RemoteRows(LazyRows):
                 here = shards == shard
                 out[here] = body[flat[here] - shard * self._stored.per_shard]
         return out.reshape(*picked.shape, *self.shape[1:])
+
+
+def _are_rows(rows: Any, count: int) -> bool:
+    """Return True for an array of row numbers, none of them from the end: numbering all rows again would cost more."""
+    if not isinstance(rows, np.ndarray) or rows.dtype.kind not in "iu" or not rows.size:
+        return False
+    return bool(rows.min() >= 0 and rows.max() < count)
 
 
 def consecutive(features: FeatureArray, rows: slice) -> NDArray[Any]:

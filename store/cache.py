@@ -1,7 +1,8 @@
 """A bounded folder of what was fetched from a store behind a URL, shared by all processes of a machine: each file is
-fetched once, whole, and the ones that were asked for longest ago go first."""
+fetched once, whole, and the ones that were asked for longest ago go first. Other files in it are left alone."""
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,20 +15,22 @@ except ImportError:  # Windows: two processes may fetch a file at the same time
     fcntl = None  # type: ignore[assignment]
 
 from mmkd.base.errors import StoreError
-from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors, remove_file, write_atomically
+from mmkd.base.files import disk_errors, remove_file, write_atomically
 
 _LOCK = ".lock"
+_OWN = re.compile(r"[0-9a-f]{12}-.+-\d{5,}-[0-9a-f]{8}")
+"""Names that `fetch` gives: store, array, shard, checksum. A user may name a folder that has other files."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Cache:
     """The folder, the most bytes that its files may have, and the beginning of the names of one store's. kept: files of
-    one array that a process holds open."""
+    one array that a process holds open, read when the first one is."""
 
     folder: Path
     limit: int
     store: str
-    kept: int
+    kept: int = 1
     owner: int = field(default_factory=os.getpid)
     """The process that may fetch: threads of the network do not live on in one that is forked from it."""
 
@@ -48,8 +51,13 @@ class Cache:
 
     def _make_room(self, size: int) -> None:
         """Delete the files that were asked for longest ago until `size` bytes fit."""
-        files = [entry for entry in os.scandir(self.folder) if not entry.name.endswith((_LOCK, TEMPORARY_SUFFIX))]
-        found = [(entry.stat().st_mtime_ns, entry.stat().st_size, Path(entry.path)) for entry in files]
+        if size > self.limit:
+            raise StoreError(f"{self.folder}: a file of {size:,} bytes is over the limit of {self.limit:,}; raise it")
+        found = []
+        with disk_errors(self.folder), os.scandir(self.folder) as entries:
+            for entry in filter(lambda entry: _OWN.fullmatch(entry.name), entries):
+                with suppress(FileNotFoundError):
+                    found.append((entry.stat().st_mtime_ns, entry.stat().st_size, Path(entry.path)))
         held = sum(bytes_of for _, bytes_of, _ in found)
         for _, bytes_of, path in sorted(found):
             if held + size <= self.limit:
@@ -57,8 +65,6 @@ class Cache:
             remove_file(path)
             remove_file(path.with_name(f"{path.name}{_LOCK}"))
             held -= bytes_of
-        if size > self.limit:
-            raise StoreError(f"{self.folder}: a file of {size:,} bytes is over the limit of {self.limit:,}; raise it")
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
@@ -72,8 +78,8 @@ class Cache:
 
 
 def _touched(path: Path) -> bool:
-    """Note that a file is asked for; return False if it is not there."""
-    with suppress(FileNotFoundError):
+    """Note that a file is asked for; return False if it is not there. Raises StoreError if it cannot be noted."""
+    with disk_errors(path), suppress(FileNotFoundError):
         os.utime(path, ns=(time.time_ns(),) * 2)
         return True
     return False

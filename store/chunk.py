@@ -178,18 +178,22 @@ def read_ahead(values: NDArray[Any]) -> NDArray[Any]:
     return values
 
 
-def ask_for_rows(address: int, row_bytes: int, rows: NDArray[np.int64]) -> int:
+def ask_for_rows(address: int, row_bytes: int, rows: NDArray[np.int64], look: bool = True) -> int:
     """Have the kernel read the pages of some rows of a mapped array, all at a time: page faults come one by one, and
-    leave a disk idle. Nothing is asked for when the first rows are in memory. Returns how many rows were asked for; it
-    is advice, so that a system which does not take it changes nothing."""
+    leave a disk idle. Nothing is asked for when the first rows are in memory; without `look` they are asked for anyway:
+    Linux says of files that the user may not write that all of it is there. Returns how many rows were asked for; it is
+    advice, so that a system which does not take it changes nothing."""
     if sys.platform != "linux" or not hasattr(os, "pidfd_open") or not len(rows):
         return 0
     libc, first = _libc(), (address + rows * row_bytes).astype(np.uint64)
     start = first & ~np.uint64(mmap.PAGESIZE - 1)
     ranges = np.stack([start, first + np.uint64(row_bytes) - start], axis=1)
-    if all(_is_resident(libc, *one) for one in ranges[:_LOOKED_AT].tolist()):
+    if look and all(_is_resident(libc, *one) for one in ranges[:_LOOKED_AT].tolist()):
         return 0
-    process = os.pidfd_open(os.getpid())
+    try:
+        process = os.pidfd_open(os.getpid())
+    except OSError:  # containers may refuse it
+        return 0
     try:
         for part in range(0, len(ranges), _RANGES_AT_ONCE):
             some = np.ascontiguousarray(ranges[part : part + _RANGES_AT_ONCE])

@@ -9,6 +9,7 @@ row whose image is not sound has no JPEG.
 
 import io
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ from mmkd.base.errors import CorruptStoreError, UserError
 from mmkd.base.files import remove_file, write_atomically
 from mmkd.base.places.remote import RemotePath, StorePath, in_parallel
 from mmkd.store.hierarchy import Document, encode_sealed, list_part, read_file, read_sealed
-from mmkd.store.layout import TOWERS
 from mmkd.store.record import Store
 from mmkd.store.samples import read_part
 
+_ATTEMPTS = 3
 QUALITY = 90
 """JPEG quality; at 256 pixels about 20 kB a radiograph, and no block is seen in a random crop of 224."""
 
@@ -114,7 +115,7 @@ def shards_without_inputs(store: Store, size: int) -> frozenset[int]:
             raise UserError(
                 f"{root} keeps inputs of {entry.size} pixels, not {size}; ask for {entry.size}, or delete {root}/inputs"
             )
-    spans = (span for span in store.record.spans() if span.corpus.towers == TOWERS)
+    spans = (span for span in store.record.spans() if not span.corpus.is_linked)
     return frozenset(shard for span in spans for shard in span.shards) - there.keys()
 
 
@@ -156,12 +157,18 @@ class Inputs:
         return memoryview(value.as_buffer()) if value.is_valid else None
 
     def fetch(self, shard: int) -> Path:
-        """Return the file of the cache that holds a shard's inputs, fetched if it is not there. Raises as
+        """Return the file of the cache that holds a shard's inputs, fetched if it is not there or damaged. Raises as
         `checked_inputs`; StoreError if the cache cannot take it."""
         assert self.cache is not None
         entry = self.entries[shard]
         name = f"inputs-{shard:05d}-{entry.crc32c}"
-        return self.cache.fetch(name, entry.bytes, lambda: checked_inputs(self.root, entry))
+        for _ in range(_ATTEMPTS):
+            path = self.cache.fetch(name, entry.bytes, lambda: checked_inputs(self.root, entry))
+            with suppress(FileNotFoundError):  # taken out by another process
+                if f"{google_crc32c.value(path.read_bytes()):08x}" == entry.crc32c:
+                    return path
+            remove_file(path)
+        raise CorruptStoreError(f"{path} was damaged {_ATTEMPTS} times; look at its disk")
 
 
 def _map_inputs(path: StorePath, entry: InputsEntry) -> pa.Table:

@@ -266,7 +266,9 @@ class FeatureStore(Store):
         self._refuse_replaced(self.ledger)
         entries = (self.ledger.get((shard, slug)) for shard in range(self.shards))
         checksums = tuple(entry.crc32c(spec) if entry else "" for entry in entries)
-        return ChunkedArray(StoredArray(self, slug, spec), len(self), checksums, self._fits_in_memory, self.cache)
+        # `valid` is read once, when a run begins: a hundred thousand small files.
+        cache = None if spec == VALID else self.cache
+        return ChunkedArray(StoredArray(self, slug, spec), len(self), checksums, self._fits_in_memory, cache)
 
     @cached_property
     def _fits_in_memory(self) -> bool:

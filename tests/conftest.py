@@ -93,6 +93,17 @@ def training_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_scene(tmp_path_factory.mktemp("scene"))
 
 
+@pytest.fixture(scope="session")
+def rich_scene(training_scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to train in with the store `rich`; see `rich_scene.write_rich_store`. Shared, as `training_scene`."""
+    from rich_scene import write_rich_store
+
+    root = tmp_path_factory.mktemp("rich")
+    write_rich_store(root)
+    shutil.copy(training_scene / "tiny-student.json", root)
+    return root
+
+
 @pytest.fixture(params=[1, pytest.param(2, marks=pytest.mark.slow)], ids=["one rank", "two ranks"])
 def ranks(request: pytest.FixtureRequest) -> int:
     """Processes of a training run, for `tiny_run.in_ranks`: what is said of one holds of two (slow; the quick tests see

@@ -110,7 +110,7 @@ def objective(recipe: str) -> Objective:
     towers, gather = RECIPES[recipe].get("towers", [TOWERS] * 3), partial(targets_of, recipe)
     teachers: Any = SimpleNamespace(slugs=SLUGS, towers=towers, gather=gather)
     groups = np.where(has_of(recipe)[:, ::-1], rows[:, None], -1)
-    shares = make_policy(policy, SEED, teachers, rows, groups, cpu)
+    shares = make_policy(policy, SEED, teachers, rows, groups, cpu, unpaired=RECIPES[recipe].get("unpaired", False))
     bank = None
     if loss.bank:
         paired = rows[has_of(recipe).all(axis=1)]

@@ -23,11 +23,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from cluster_processes import scheduler_and_worker, workers_of
 from extract_scene import ROWS, Scene, children, ended, entries, kill_session, started
 from forked import forked_command
 from in_process import load, run, tree_digest
+from timm.models import save_for_hf
 from tiny_corpus import write_table_corpus
 from tiny_run import quiet, write_run, write_scene
 from tiny_teachers import write_tiny_teacher
@@ -37,6 +39,8 @@ from mmkd.distill.checkpoint import find_checkpoint
 from mmkd.distill.config import load_run
 from mmkd.store import FeatureStore
 
+KINDS = ("client", "worker", "views", "scheduler", "trainer", "writer")
+INPUTS, VIEWS = ("--keep-inputs", 32), ("--views", 2)
 PATIENCE = 300.0
 """Seconds after which a job that was restarted counts as hanging."""
 
@@ -50,6 +54,7 @@ class Soak:
         self.scene = Scene(table, write_tiny_teacher(folder / "teacher", seed=1, embed_dim=64), folder / "whole")
         done = ended([*self.scene.command(self.scene.store, "--workers", 2, "--keep-inputs", 32)])
         assert done.returncode == 0, done.stderr
+        self.pictures = self._pictures(folder / "pictures")
         self.training = write_scene(folder / "training")
         quiet(write_run(self.training, "whole", checkpoints={"every_steps": 1}))
         self.checkpoint = find_checkpoint(load_run(self.training / "whole.yaml").out).read_bytes()
@@ -58,17 +63,36 @@ class Soak:
         self._write(folder / "written")
         self.written = tree_digest(folder / "written")
 
+    def _pictures(self, folder: Path) -> Scene:
+        """Images with further captions and views, seen by a teacher with both towers and by one without texts."""
+        table = write_table_corpus(folder / "corpus", 512)
+        (table.parent / "corpus.yaml").write_text(
+            "{kind: table, path: pairs.csv, captions: further, further: {modality: kind, site: place}}"
+        )
+        save_for_hf(timm.create_model("test_vit", num_classes=0), folder / "seer")
+        seer = f"{self.scene.teacher},seer=local-dir:{folder / 'seer'}"
+        scene = Scene(table.parent / "corpus.yaml", Path(seer), folder / "whole")
+        done = ended(scene.command(scene.store, "--workers", 2, *VIEWS))
+        assert done.returncode == 0, done.stderr
+        return scene
+
     def client(self, chance: random.Random, here: Path) -> int:
         """Kill the client of a local cluster, several times over one store."""
-        return self._extract(chance, here, ("--workers", 2), lambda job: job.pid)
+        return self._extract(chance, here, self.scene, INPUTS, lambda job: job.pid)
 
     def worker(self, chance: random.Random, here: Path) -> int:
         """Kill a worker of two up to three times; the run goes on without being started again."""
-        return self._extract(chance, here, ("--workers", 2), lambda job: next(iter(workers_of(job)), None))
+        return self._extract(chance, here, self.scene, INPUTS, lambda job: next(iter(workers_of(job)), None))
 
-    def _extract(self, chance: random.Random, here: Path, options: tuple[Any, ...], victim: Callable[..., Any]) -> int:
+    def views(self, chance: random.Random, here: Path) -> int:
+        """Kill the client while images, their views and further captions are extracted."""
+        return self._extract(chance, here, self.pictures, VIEWS, lambda job: job.pid)
+
+    def _extract(
+        self, chance: random.Random, here: Path, scene: Scene, options: tuple[Any, ...], victim: Callable[..., Any]
+    ) -> int:
         store, kills = here / "store", 0
-        command = self.scene.command(store, *options, "--keep-inputs", 32)
+        command = scene.command(store, "--workers", 2, *options)
         for number in range(6):
             job = started(command, here / f"log{number}")
             job_pids = {job.pid}
@@ -93,7 +117,7 @@ class Soak:
             if code == 0:
                 break
             assert code == -signal.SIGKILL, (here / f"log{number}").read_text()[-2000:]
-        assert self.scene.same(store), "bytes differ from the uninterrupted run"
+        assert scene.same(store), "bytes differ from the uninterrupted run"
         assert "Traceback" not in "".join(path.read_text() for path in here.glob("log*"))
         return kills
 
@@ -200,9 +224,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--hours", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=["client", "worker", "scheduler", "trainer", "writer"], action="append")
+    parser.add_argument("--only", choices=KINDS, action="append")
     wanted = parser.parse_args()
-    kinds = wanted.only or ["client", "worker", "scheduler", "trainer", "writer"]
+    kinds = wanted.only or KINDS
     kills: Counter[str] = Counter()
     failed = 0
     began = time.monotonic()

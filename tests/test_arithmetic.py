@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -165,6 +167,23 @@ def test_threads_are_the_cores_of_a_worker(decode: int | None, read: int | None,
     assert plugin.bench is not None
     assert plugin.bench.threads.decode == (expected or usable_cores())
     assert plugin.bench.threads.read == (read or max(4, 2 * plugin.bench.threads.decode))
+
+
+def test_what_a_worker_has_loaded_is_left_out_of_garbage_collection() -> None:
+    loaded = []
+
+    class Holder(TeachersPlugin):
+        def setup(self, worker: Any) -> None:
+            loaded.append([object() for _ in range(1000)])
+            super().setup(worker)
+
+    gc.unfreeze()
+    Holder([], WorkerConfig(), 1).setup(None)
+    try:
+        assert gc.get_freeze_count() > 1000
+        assert not any(found is loaded[0] for found in gc.get_objects())
+    finally:
+        gc.unfreeze()
 
 
 def test_workers_that_share_their_cores() -> None:

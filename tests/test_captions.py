@@ -15,11 +15,12 @@ from in_process import load, run, tree_digest
 from tiny_corpus import png
 from tiny_teachers import write_tiny_teacher
 
-from mmkd.base.errors import CorpusError
+from mmkd.base.errors import ConfigError, CorpusError
 from mmkd.base.images.views import Views
 from mmkd.extract.corpora import open_corpus
 from mmkd.extract.derived import append_pictures
 from mmkd.extract.index import append_corpus, check_same_corpus, create_indexed_store, list_corpus, restore_parts
+from mmkd.extract.limited_corpus import LimitedCorpus
 from mmkd.extract.teachers import Teacher
 from mmkd.store import FeatureStore
 from mmkd.store.ledger import read_ledger
@@ -107,6 +108,32 @@ def test_lines_of_one_image_are_its_captions(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("keyed", [False, True])
+def test_an_image_whose_first_line_is_refused_is_that_of_the_next(tmp_path: Path, keyed: bool) -> None:
+    head, key = ("key,image,caption", "k,") if keyed else ("image,caption", "")
+    lines = [f"{key}0.png,{caption}" for caption in ("", "one", "two", "one")]
+    (tmp_path / "t.csv").write_text("\n".join([head, *lines, f"{key and 'other,'}1.png,two"]))
+    corpus = open_corpus(str(described(tmp_path, {"kind": "table", "path": "t.csv", "captions": "further"})))
+    create_indexed_store(LimitedCorpus(corpus, None, "pairs"), tmp_path / "pairs")
+    rows = sample_dataset(Store.open(tmp_path / "pairs")).to_table().to_pylist()
+    first, second, third = ("k", "k#1", "other") if keyed else ("0.png", "0.png#line-2", "1.png")
+    assert [(row["key"], row["caption"], row["reason"]) for row in rows[:3]] == [
+        (first, "", "row: no caption, left out by --require pairs"),
+        (second, "one", None),
+        (third, "two", None),
+    ]
+    assert further(tmp_path / "pairs") == [(f"{second}#caption-1", "two", None, [1])]
+    # Without the demand the image is used, and has no caption of its own.
+    create_indexed_store(corpus, tmp_path / "all")
+    rows = sample_dataset(Store.open(tmp_path / "all")).to_table().to_pylist()
+    assert [(row["key"], row["caption"], row["reason"]) for row in rows[:2]] == [
+        (first, "", "caption: empty"), (third, "two", None),
+    ]  # fmt: skip
+    assert further(tmp_path / "all") == [
+        (f"{first}#caption-{i}", text, None, [0]) for i, text in ((1, "one"), (2, "two"))
+    ]
+
+
 def test_lists_of_a_tar_and_lines_of_its_texts(tmp_path: Path) -> None:
     def member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
         info = tarfile.TarInfo(name)
@@ -136,6 +163,30 @@ def test_a_column_that_is_not_there(tmp_path: Path) -> None:
         corpus = open_corpus(str(write_jsonl(tmp_path / "corpus", ROWS, **fields)))
         with pytest.raises(CorpusError, match=r"has no column 'gone' \(for the further captions\); it has key, image"):
             list_corpus(corpus)
+
+
+def test_a_further_table_that_lacks_the_column(tmp_path: Path) -> None:
+    (tmp_path / "tables").mkdir()
+    for name, made in (("a", ",made"), ("b", "")):
+        (tmp_path / f"tables/{name}.csv").write_text(f"key,image,caption{made}\n{name},0.png,one{made and ',two'}\n")
+    content = {"kind": "table", "path": "tables", "images": ".", "further": {"made": "synthetic"}}
+    with pytest.raises(CorpusError, match=r"b.csv has no column 'made', which the first table has"):
+        list_corpus(open_corpus(str(described(tmp_path, content))))
+
+
+def test_kinds_without_further_captions(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="kind_column is 'kind', which is of `captions: further`; write that, or"):
+        open_corpus(str(write_jsonl(tmp_path / "corpus", ROWS, captions="first")))
+
+
+def test_what_is_no_text_is_no_caption(tmp_path: Path) -> None:
+    made = [{"en": "two"}, "three", ["four"], 5, None]
+    rows = [{"image": "0.png", "caption": "one", "made": made}]
+    corpus = open_corpus(str(write_jsonl(tmp_path / "corpus", rows, kind_column=None)))
+    create_indexed_store(corpus, tmp_path / "s")
+    assert [row[1] for row in further(tmp_path / "s")] == ["three", "5"]
+    said = [line for line in list_corpus(corpus).lines() if "ignored" in line]
+    assert said == ["  ignored: 2 x caption: no text in a further column, such as line-1"]
 
 
 def test_what_is_too_long_fails_alone(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import sys
 import time
@@ -13,9 +14,10 @@ import pytest
 import torch
 from tiny_store import make_card, make_store
 
+from mmkd.distill import teacher_features
 from mmkd.distill.policies import drawn_teacher
 from mmkd.distill.teacher_features import TeacherFeatures
-from mmkd.store import FeatureStore
+from mmkd.store import FeatureStore, chunk
 from mmkd.store.chunk import Run, _is_resident, _libc, ask_for_rows, map_runs
 
 
@@ -56,6 +58,37 @@ def test_rows_that_are_asked_for_come_into_memory_and_others_do_not(tmp_path: Pa
     assert resident(values, np.setdiff1d(everything, wanted)) < 0.01
     # What is there is not asked for.
     assert ask_for_rows(values.__array_interface__["data"][0], values.strides[0], wanted) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="process_madvise is Linux's")
+def test_systems_that_refuse_or_hide_what_is_in_memory_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.frombuffer(mmap.mmap(-1, 1 << 20), dtype=np.uint8).reshape(256, 4096)
+    place, rows = values.__array_interface__["data"][0], np.arange(9)
+    values[rows].sum()
+    monkeypatch.setattr(chunk, "_is_resident", lambda *_: True)  # as of a file that the user may not write
+    assert [ask_for_rows(place, 4096, rows, look) for look in (True, False)] == [0, 9]
+
+    def refuse(_: int) -> int:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    assert ask_for_rows(place, 4096, rows, look=False) == 0
+
+
+def test_rows_of_every_teacher_are_asked_for_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_store(tmp_path / "s", 600, [make_card("alpha", 8), make_card("beta", 16)])
+    store, asked = FeatureStore.open(tmp_path / "s"), []
+    monkeypatch.setattr(
+        teacher_features,
+        "ask_for_rows",
+        lambda place, size, rows, look: asked.append((place, size, rows.tolist(), look)),
+    )
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    rows = np.array([512, 3, 77])
+    TeacherFeatures(store, ("alpha", "beta")).gather(rows, torch.tensor([[True, False], [False, True], [True, True]]))
+    parts = [(store.features(slug, tower), mine) for slug, mine in (("alpha", [512, 77]), ("beta", [3, 77]))
+             for tower in ("image", "text")]  # fmt: skip
+    assert asked == [(p.__array_interface__["data"][0], p.strides[0], mine, False) for p, mine in parts]
 
 
 def test_features_that_are_not_wanted_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -10,6 +11,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import yaml
@@ -20,6 +22,7 @@ from PIL import Image
 from scipy import ndimage
 from skimage.color import hsv2rgb, rgb2hsv
 from tiny_corpus import picture
+from tiny_store import make_card
 from tiny_teachers import write_tiny_teacher
 from torchvision.transforms.functional import gaussian_blur as torchvision_blur
 
@@ -31,11 +34,17 @@ from mmkd.base.images.source import ImageError
 from mmkd.cli.evaluate import evaluate
 from mmkd.evaluate import load_suite
 from mmkd.evaluate.corruptions import corrupted_rows, measure_corruptions
+from mmkd.evaluate.dataset import Samples, load_dataset
+from mmkd.evaluate.features import Features
+from mmkd.evaluate.pages import write_corruptions
+from mmkd.evaluate.tasks import TASKS
 from mmkd.extract.corpora import open_corpus
 from mmkd.extract.derived import append_pictures
 from mmkd.extract.index import create_indexed_store
 from mmkd.store import FeatureStore
-from mmkd.store.record import Store
+from mmkd.store.record import CorpusRecord, Store
+from mmkd.store.samples import read_part, sample_schema
+from mmkd.store.writer import ShardFeatures, add_teacher, create_store, write_shard
 
 SHIPPED = sorted(path.stem for path in HERE.glob("*.yaml"))
 COLOR, GRAY = picture(3, (90, 70)), picture(3, (90, 70)).convert("L")
@@ -227,6 +236,19 @@ def test_drops_are_those_of_the_task_on_the_moved_rows(scene: Path) -> None:
     store = FeatureStore.open(scene / "s")
     clean = store.image("seer")[24:72].astype(np.float32)
     there = np.array([row != 30 for row in range(24, 72)])
+    suite = load_suite(scene / "both.yaml")
+    data, task = load_dataset(suite.datasets[0], store), TASKS["linear_probe"]
+    scoring, variant = task.scoring(data.spec), task.variants(data.spec)[0]
+
+    def probed(rows: np.ndarray) -> float:
+        """The task's own prediction of a test split whose features lie in these rows."""
+        test = data.split("test")
+        moved = Samples("test", test.table.set_column(test.table.column_names.index("row"), "row", pa.array(rows)))
+        asked = dataclasses.replace(data, splits=data.splits | {"test": moved})
+        found = task.predict(variant, asked, Features(store, "seer"))
+        found = found.take(found.available)
+        return float(scoring.metrics[scoring.primary](found, np.ones((1, len(found))))[0])
+
     for number, (family, severity) in enumerate(MINE.conditions):
         rows = 256 + 6 * np.arange(24, 72) + number
         moved = store.image("seer")[rows].astype(np.float32)
@@ -238,6 +260,9 @@ def test_drops_are_those_of_the_task_on_the_moved_rows(scene: Path) -> None:
         assert one.drop.value == pytest.approx(one.value - 1, abs=1e-6)
         probe = of["seer", "linear_probe", family, severity]
         assert probe.drop.value == pytest.approx(probe.value - probe.clean, abs=1e-12)
+        expected = probed(rows)
+        # Trained once for all blocks: sums of another order change the last digits.
+        assert probe.value == pytest.approx(expected, abs=1e-9)
     assert of["seer", "features", "gaussian_noise", 5].value < of["seer", "features", "gaussian_noise", 1].value
     means = [of["seer", "linear_probe", *condition].value for condition in MINE.conditions]
     assert of["seer", "linear_probe", "all", 0].value == pytest.approx(np.mean(means))
@@ -249,6 +274,86 @@ def test_a_gallery_holds_one_condition_at_a_time_and_pictures_are_no_samples(sce
     tasks = {one.task for one in report.drops}
     assert tasks == {"features", "retrieval i2t", "retrieval t2i"}
     assert {one.drop.n for one in report.drops} == {71}
+
+
+def test_a_family_that_images_cannot_have(tmp_path: Path) -> None:
+    # 24 images, every third one gray: without `saturate`; none has `scanner`.
+    n, dim, rng = 24, 8, np.random.default_rng(0)
+    color = np.arange(n) % 3 != 0
+    recipe = Corruptions(
+        suite="mine", severities=(1,), families=dict.fromkeys(("jpeg", "saturate", "scanner"), (9,) * 5)
+    )
+    rows = [
+        {"row": i, "key": f"k{i}", "caption": f"c{i}", "uri": f"{i}.png", "status": "ok", "image_sha256": f"{i}"}
+        for i in range(n)
+    ]
+    pictures = [
+        {"row": 256 + 3 * i + j, "key": f"k{i}#{j}", "status": "ok", "image_rows": [i], "view_number": j + 1}
+        for i in range(n)
+        for j in range(3)
+    ]
+    own = CorpusRecord(kind="test", location="here", root=str(tmp_path), rows=n, digest="d")
+    made = own.model_copy(
+        update={
+            "kind": "corruptions",
+            "rows": 3 * n,
+            "towers": ("image",),
+            "recipe": {"corpus": 0, **recipe.model_dump()},
+        }
+    )
+    index, further = (pa.Table.from_pylist(table, schema=sample_schema(())) for table in (rows, pictures))
+    store = create_store(tmp_path / "s", own, index, further=[(made, further)])
+    text = rng.normal(size=(n, dim)).astype(np.float16)
+    image = text + rng.normal(size=(n, dim)).astype(np.float16)
+    moved = image[:, None] + rng.normal(size=(n, 3, dim)).astype(np.float16)
+    card = make_card("alpha", dim)
+    add_teacher(store, card)
+    valid = np.stack([np.ones(n), color, np.zeros(n)], axis=1).astype(np.uint8).ravel()
+    for shard, features in enumerate(
+        (ShardFeatures(image, text, np.full(n, 3, np.uint8)), ShardFeatures(moved.reshape(-1, dim), None, valid))
+    ):
+        write_shard(store, card, shard, features, read_part(store.root, shard)[1])
+    dataset = {"dataset": "mixed", "rows": {"test": {}}, "tasks": ["retrieval"]}
+    suite = {"suite": "mixed", "store": "s", "bootstrap": {"n": 100}, "datasets": [dataset]}
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
+    (report,) = measure_corruptions(load_suite(tmp_path / "suite.yaml"))
+    assert report.notes == (
+        "saturate lacks 8 of 24 images", "scanner lacks 24 of 24 images; left out",
+        "rows `all` are of the 16 images that no family lacks but those left out",
+    )  # fmt: skip
+
+    def directions(values: np.ndarray) -> np.ndarray:
+        wide = values.astype(np.float64)
+        return wide / np.linalg.norm(wide, axis=-1, keepdims=True)
+
+    def recalled(images: np.ndarray, among: np.ndarray) -> float:
+        products = directions(images[among]) @ directions(text[among]).T
+        return float((products.argmax(1) == np.arange(len(products))).mean())
+
+    whole, cosine = np.ones(n, dtype=bool), (directions(image)[:, None] * directions(moved)).sum(-1)
+    expected = {
+        ("features", "jpeg"): (24, 1.0, cosine[:, 0].mean()),
+        ("features", "saturate"): (16, 1.0, cosine[color, 1].mean()),
+        ("features", "all"): (16, 1.0, cosine[color, :2].mean()),
+        ("retrieval i2t", "jpeg"): (24, recalled(image, whole), recalled(moved[:, 0], whole)),
+        # Both galleries are of the images in color: a smaller one is easier.
+        ("retrieval i2t", "saturate"): (16, recalled(image, color), recalled(moved[:, 1], color)),
+        ("retrieval i2t", "all"): (
+            16, recalled(image, color), (recalled(moved[:, 0], color) + recalled(moved[:, 1], color)) / 2,
+        ),
+    }  # fmt: skip
+    found = {(one.task, one.family): (one.drop.n, one.clean, one.value) for one in report.drops}
+    for (task, family), row in expected.items():
+        assert found[task, family] == pytest.approx(row, abs=1e-6)
+    assert {family for _, family in found} == {"jpeg", "saturate", "all"}
+    _, heads, lines = next(iter(report.tables()))
+    assert heads == ["model", "family", "n", "1", "mean"]
+    assert [line[:3] for line in lines] == [
+        ["alpha", "jpeg", "24"],
+        ["alpha", "saturate", "16"],
+        ["alpha", "all", "16"],
+    ]
+    assert write_corruptions(tmp_path, report).read_text().count("<svg") == 3
 
 
 def test_command_writes_a_page_and_a_file(scene: Path) -> None:
@@ -282,6 +387,14 @@ def test_bad_input_is_one_line(scene: Path, suite: str, dataset: str | None, mes
 def test_another_suite_in_the_same_store_is_refused(scene: Path) -> None:
     with pytest.raises(UserError, match="has corruptions with "):
         append_pictures(Store.open(scene / "s"), find_corruptions("ct"), lambda line: None)
+
+
+def test_an_equal_recipe_of_another_spelling_is_there_already(scene: Path) -> None:
+    before, strengths = Store.open(scene / "s"), (0.02, 0.1, 0.3, 0.6, 1)
+    same = MINE.model_copy(update={"families": MINE.families | {"gaussian_noise": strengths}})
+    said: list[str] = []
+    assert append_pictures(before, same, said.append).record == before.record
+    assert not said
 
 
 def test_all_severities_are_five() -> None:

@@ -211,6 +211,24 @@ def test_a_run_that_patience_ended_takes_no_more_steps(training_scene: Path, ran
     assert checkpoints(load_run(path).out) == saved
 
 
+def test_a_run_deletes_what_killed_ones_left_but_not_what_others_fetch(training_scene: Path) -> None:
+    ready = prepare(load_run(write_run(training_scene, "leftovers")), World(torch.device("cpu")))
+    left = [ready.config.out / place / ".x.mmkd-tmp" for place in (".", "checkpoints", "cache")]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    ready.begin()
+    assert [path.exists() for path in left] == [False, False, True]
+
+
+def test_the_window_is_part_of_a_run_that_has_windows(training_scene: Path) -> None:
+    digests = [
+        prepare(load_run(write_run(training_scene, "window", data=data)), World(torch.device("cpu"))).record.digest
+        for data in ({}, {"window": 3}, {"order": "windows"}, {"order": "windows", "window": 3})
+    ]
+    assert [digests.index(digest) for digest in digests] == [0, 0, 2, 3]
+
+
 def test_a_folder_has_one_run_at_a_time(training_scene: Path) -> None:
     path = write_run(training_scene, "two-at-once", epochs=200, data={"workers": 2})
     child = multiprocessing.get_context("fork").Process(target=quiet, args=(path,))

@@ -99,5 +99,3 @@ def test_stores_and_settings_that_do_not_fit_end_in_one_line(root: Path) -> None
         quiet(write_run(root, "late", **LEARN | {"store": "late"}))
     with pytest.raises(UserError, match=r"data.views: 1 of the run's 61 images have no views in"):
         find_views(FeatureStore.open(root / "features"), np.append(np.arange(ROWS), 9_999))
-    with pytest.raises(ConfigError, match="views and further captions are rows of other shards"):
-        load_run(write_run(root, "windows", data={"views": True, "order": "windows"}))

@@ -41,7 +41,8 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A suite of 40 train and 30 test images (three a patient) and a training store, with planted copies.
 
     test0: bytes of train5. test1: nearly train6. test2: bytes of test10, another patient. test3: bytes of test4, the
-    same patient. test6: nearly test12, another patient. test7: bytes of corpus3. test8: nearly corpus4.
+    same patient. test6: nearly test12, another patient. test7: bytes of corpus3. test8: nearly corpus4. test9: the
+    feature of a view of corpus9, which is no image of its own.
     """
     folder = tmp_path_factory.mktemp("leakage")
     rng = np.random.default_rng(0)
@@ -59,6 +60,8 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     test[6] = test[12] * 3 + 0.05 * rng.normal(size=DIM)  # length does not matter, direction does
     evaluated[47]["image_sha256"], test[7] = learned[3]["image_sha256"], corpus[3]
     test[8] = corpus[4] + 0.05 * rng.normal(size=DIM)
+    learned.append(learned[9] | {"key": "corpus9#views-1", "image_rows": [9], "view_number": 1})
+    corpus = np.concatenate([corpus, test[9:10]])
     make(folder / "store", evaluated, np.concatenate([train, test]))
     make(folder / "training", learned, corpus)
     make(folder / "other-weights", learned, corpus, weights="22")

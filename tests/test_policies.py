@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmkd.base.errors import ConfigError
 from mmkd.distill.config import PolicyConfig
 from mmkd.distill.draws import draws
 from mmkd.distill.policies import (
@@ -172,6 +173,36 @@ def test_each_caption_and_image_is_known_to_the_teacher_at_home_and_rows_are_no_
     assert shares[3].tolist() == [[0, 0], [1, 1]]
     plain = make_policy(config.model_copy(update={"keys": "all"}), 0, teachers, rows, groups, torch.device("cpu"))
     assert plain.knowledge(batch, plain.scores(batch)) is None
+
+
+def test_runs_with_lone_rows_judge_these_though_none_is_looked_at_and_say_what_is_not_there() -> None:
+    rows = np.arange(40)
+    features = torch.nn.functional.normalize(torch.randn(2, 40, 8, generator=torch.Generator().manual_seed(0)), dim=2)
+    target = TeacherTargets(features[0], features[1], torch.ones(40, 2, dtype=torch.bool))
+
+    def gather(chosen: np.ndarray[Any, Any]) -> tuple[TeacherTargets, ...]:
+        return (TeacherTargets(target.image[chosen], target.text[chosen], target.present[chosen]),)
+
+    teachers: Any = SimpleNamespace(slugs=("a",), towers=(TOWERS,), gather=gather)
+    config, cpu = PolicyConfig(kind="best", by="corpus"), torch.device("cpu")
+    pairs = np.stack([rows, rows], axis=1)
+    policy = make_policy(config, 0, teachers, rows, pairs, cpu, unpaired=True)
+    has = torch.tensor([[row < 30, row != 0] for row in range(40)])
+    scores = policy.scores(cast("Any", SimpleNamespace(targets=[target.masked(has)], has=has)))
+    assert scores is not None
+    assert policy.standard is not None
+    assert policy.text_standard is not None
+    swapped = TeacherTargets(target.text, target.image, target.present)
+    expected = torch.where(has[:, :1], policy.standard.scores([target]), policy.text_standard.scores([swapped]))
+    assert torch.equal(scores, expected)
+    assert make_policy(config, 0, teachers, rows, pairs, cpu).text_standard is None
+    target.present[:, 0] = False
+    with pytest.raises(ConfigError, match=r"^policy.by corpus: a has features of none of the 40 images it looks at"):
+        make_policy(config, 0, teachers, rows, pairs, cpu, unpaired=True)
+    for lone, what in (([-1, 1], "captions"), ([1, -1], "images")):
+        line = f"^policy.by corpus: none of the 40 rows it looks at has {what}; take another$"
+        with pytest.raises(ConfigError, match=line):
+            make_policy(config, 0, teachers, rows, np.where(np.array(lone) < 0, -1, pairs), cpu, unpaired=True)
 
 
 def test_dropping_keeps_the_teacher_with_the_largest_loss_and_shares_that_sum_to_one() -> None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from threading import current_thread
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,12 +34,17 @@ from mmkd.base.errors import ConfigError, StoreError, UnreachableError
 from mmkd.base.places import connection
 from mmkd.base.places.remote import as_root
 from mmkd.distill.checkpoint import find_checkpoint, read
-from mmkd.distill.config import load_run
+from mmkd.distill.config import PolicyConfig, load_run
 from mmkd.distill.order import Windows
+from mmkd.distill.policies import make_policy
 from mmkd.distill.prepare import prepare
+from mmkd.distill.probe import estimate
+from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.distill.world import World
+from mmkd.store import FeatureStore
 from mmkd.store.cache import Cache
 from mmkd.store.inputs import SCHEMA, write_inputs
+from mmkd.store.stored_array import StoredArray
 
 ROWS, SHARDS = 2000, 8
 CPU = World(torch.device("cpu"))
@@ -66,32 +75,62 @@ def test_windows_are_a_permutation_of_whole_shards(shards: int, together: int, s
     assert len(rows) < 30 or orders[0] != orders[1]
 
 
+def test_windows_depend_on_the_seed_and_mix_their_shards() -> None:
+    rows = np.arange(16 * 12)
+    one, other = (Windows(rows, 16, 4, seed) for seed in (0, 1))
+    orders = [one.places(rows, 0), one.places(rows, 1), other.places(rows, 0)]
+    shards = [np.concatenate(windows.of_epoch(epoch)).tolist() for windows, epoch in ((one, 0), (one, 1), (other, 0))]
+    assert [sorted(found) for found in shards] == [list(range(12))] * 3
+    assert all(found != shards[number - 1] for number, found in enumerate(shards))
+    for order in orders:
+        for window in order.reshape(3, 64) // 16:
+            # As many of each of its four shards in each half of a window, but for chance.
+            assert all(2 <= (window[:32] == shard).sum() <= 14 for shard in set(window.tolist()))
+    for number, order in enumerate(orders):
+        assert (order == orders[number - 1]).mean() < 0.05
+
+
 def test_a_cache_holds_what_was_asked_for_last(tmp_path: Path) -> None:
-    cache = Cache(tmp_path / "c", limit=250, store="s", kept=2)
+    cache = Cache(tmp_path / "c", limit=250, store=12 * "0", kept=2)
     read: list[str] = []
 
     def fetch(name: str) -> bytes:
-        return cache.fetch(name, 100, lambda: read.append(name) or name.encode() * 100).read_bytes()  # type: ignore[func-returns-value]
+        file = f"alpha-image-00000-{name:0>8}"
+        return cache.fetch(file, 100, lambda: read.append(name) or name.encode() * 100).read_bytes()  # type: ignore[func-returns-value]
+
+    (tmp_path / "c/000000000000-alpha-image-of-mine").mkdir(parents=True)
+    (tmp_path / "c/precious.bin").write_bytes(bytes(999))
 
     for name in "abacab":
         assert fetch(name) == name.encode() * 100
         time.sleep(0.01)
-        held = sum(path.stat().st_size for path in (tmp_path / "c").glob("s-?"))
+        held = sum(path.stat().st_size for path in (tmp_path / "c").glob("0*-0000000?"))
         assert held <= 250
     assert read == ["a", "b", "c", "b"]
     with pytest.raises(StoreError, match="a file of 300 bytes is over the limit of 250"):
         cache.fetch("large", 300, lambda: bytes(300))
+    assert {path.name for path in (tmp_path / "c").glob("*[!k]")} == {
+        "000000000000-alpha-image-of-mine", "precious.bin",
+        *(f"000000000000-alpha-image-00000-0000000{name}" for name in "ab"),
+    }  # fmt: skip
+    with pytest.raises(StoreError, match=r"^cannot write .*precious.bin/0{12}-x: Not a directory; make room or get"):
+        replace(cache, folder=tmp_path / "c/precious.bin").fetch("x", 1, bytes)
+
+
+def index_of(rows: int) -> pa.Table:
+    """So many rows with an image each."""
+    index = make_index(rows)
+    named = {"uri": [f"{row}.png" for row in range(rows)], "image_sha256": [f"{row:064x}" for row in range(rows)]}
+    for name, values in named.items():
+        index = index.set_column(index.schema.get_field_index(name), name, pa.array(values, pa.string()))
+    return index
 
 
 @pytest.fixture(scope="module")
 def wide_scene(training_scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of eight shards with pictures, and a student."""
     root = tmp_path_factory.mktemp("wide")
-    index = make_index(ROWS)
-    named = {"uri": [f"{row}.png" for row in range(ROWS)], "image_sha256": [f"{row:064x}" for row in range(ROWS)]}
-    for name, values in named.items():
-        index = index.set_column(index.schema.get_field_index(name), name, pa.array(values, pa.string()))
-    make_store(root / "features", ROWS, [make_card("alpha", 24), make_card("beta", 32)], index=index)
+    make_store(root / "features", ROWS, [make_card("alpha", 24), make_card("beta", 32)], index=index_of(ROWS))
     jpegs = []
     for number in range(16):
         buffer = io.BytesIO()
@@ -105,14 +144,18 @@ def wide_scene(training_scene: Path, tmp_path_factory: pytest.TempPathFactory) -
     return root
 
 
+def put(store: Path, url: str) -> None:
+    for path in store.rglob("*"):
+        if path.is_file():
+            (as_root(url) / str(path.relative_to(store))).write_bytes(path.read_bytes())
+
+
 @pytest.fixture
 def distant(
     wide_scene: Path, s3_server: str, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[str, SlowS3]]:
     """The URL of the same store, and the server."""
-    for path in (wide_scene / "features").rglob("*"):
-        if path.is_file():
-            (as_root(bucket) / str(path.relative_to(wide_scene / "features"))).write_bytes(path.read_bytes())
+    put(wide_scene / "features", bucket)
     with slow_s3(s3_server) as told:
         monkeypatch.setenv("AWS_ENDPOINT_URL", told.address)
         connection.server.cache_clear()
@@ -167,6 +210,38 @@ def test_a_store_behind_a_url_gives_the_batches_of_the_same_on_disk_and_fetches_
     assert sum(p.stat().st_size for p in files) <= 2.4e6
     # Stopped in the middle of a window and gone on with.
     assert seen_by(path, 6, 4) == nearby[6:10]
+
+
+@pytest.mark.integration
+def test_views_and_captions_behind_a_url_are_those_of_the_same_store_on_disk(
+    rich_scene: Path, tmp_path: Path, distant: tuple[str, SlowS3]
+) -> None:
+    bucket, told = distant
+    put(rich_scene / "rich", url := f"{bucket}/rich")
+    data: dict[str, Any] = {"views": True, "unpaired": True, "cache": str(tmp_path / "cache")}
+    changes: dict[str, Any] = {
+        "batch_size": 32,
+        "policy": {"kind": "best", "by": "corpus"},
+        "loss": {"relational": 1.0},
+    }
+    path, by = run_of(rich_scene, "rich-distant", store=url, data=data, **changes), set()
+    read_chunk = StoredArray.read
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StoredArray, "read", lambda *of: by.add(current_thread().name[:11]) or read_chunk(*of))
+        prepare(load_run(path), CPU)  # writes the pairs
+    assert by == {"mmkd-remote", "mmkd-fetch_"}  # many at a time
+    shutil.rmtree(tmp_path / "cache")
+    told.sent.clear()
+    found = seen_by(path)
+    assert found == seen_by(run_of(rich_scene, "rich-nearby", store="rich", data=data, **changes))
+    assert len(found) == 16
+    chunks = {path.name: path.stat().st_size for path in (tmp_path / "cache").glob("*[!k]")}
+    # Two shards of rows and two of views, or one of captions, of two teachers.
+    assert len(chunks) == 2 * (4 + 3)
+    assert sum(size for name, size in told.sent.items() if "/loose/" in name) == sum(chunks.values()) + 4 * len(chunks)
+    line = r"up to 6 windows of 1 shards are in use at a time with their views and further captions, 0\.000201 GB"
+    with pytest.raises(ConfigError, match=line):
+        prepare(load_run(run_of(rich_scene, "rich-small", store=url, data=data | {"cache_gb": 0.0001}, **changes)), CPU)
 
 
 @pytest.mark.slow
@@ -248,11 +323,64 @@ def test_random_orders_banks_and_small_caches_are_refused(wide_scene: Path, dist
     bank = {"bank": 1.0, "bank_rows": {"size": 50, "refresh": 9}}
     with pytest.raises(ConfigError, match=r"loss\.bank reads rows of the whole store"):
         load_run(run_of(wide_scene, "bank", loss=bank))
+    with pytest.raises(
+        ConfigError, match=r"^data\.features: resident reads all of .*, which is behind a URL; leave it out"
+    ):
+        prepare(load_run(run_of(wide_scene, "resident", store=url, data={"features": "resident"})), CPU)
     held_out = {"sets": [{"name": "held", "where": "site = 's1'"}]}
     with pytest.raises(ConfigError, match="monitor set 'held': its images lie all over"):
         prepare(
             load_run(run_of(wide_scene, "held", store=url, where="site = 's0'", batch_size=24, monitor=held_out)), CPU
         )
+
+
+def test_a_dry_run_writes_nothing_to_the_runs_folder(wide_scene: Path, distant: tuple[str, SlowS3]) -> None:
+    config = load_run(run_of(wide_scene, "dry", store=distant[0]))
+    found = estimate(config, say=lambda _: None)
+    assert found is not None
+    assert found.rows == {"pair": ROWS}
+    assert not config.out.exists()
+
+
+def test_fetching_ends_where_no_batch_is_taken_and_where_pictures_cannot_be_made(wide_scene: Path) -> None:
+    closed: list[int] = []
+
+    def refuse(*_: object) -> Iterator[torch.Tensor]:
+        raise OSError("no more processes")
+
+    ahead: Any = SimpleNamespace(close=lambda: closed.append(1))
+    batches = replace(prepare(load_run(run_of(wide_scene, "closed")), CPU).batches, ahead=ahead)
+    with pytest.raises(OSError, match="no more processes"):
+        replace(batches, pictures=refuse).from_step(0)
+    assert closed == [1]
+    with closing(batches), closing(batches.from_step(0)):
+        pass
+    assert closed == [1, 1]
+
+
+@pytest.mark.parametrize("by", ["caption", "corpus"])
+def test_a_teacher_without_features_in_the_first_window_is_judged_by_the_window_where_it_has_most(
+    training_scene: Path, tmp_path: Path, by: str
+) -> None:
+    cards = [make_card("alpha", 24), make_card("beta", 32)]
+    make_store(tmp_path / "features", 4 * 256, cards, index=index_of(4 * 256))
+    (tmp_path / "tiny-student.json").write_bytes((training_scene / "tiny-student.json").read_bytes())
+    every = Windows(np.arange(4 * 256), 256, 1, 0).of_epoch(0)
+    first, second, other, last = (int(shards[0]) for shards in every)
+    for shard in (first, second, last):
+        (tmp_path / f"features/ledger/{shard:05d}.beta.json").unlink()
+    policy = {"kind": "best", "by": by}
+    ready = prepare(load_run(run_of(tmp_path, "judged", policy=policy)), CPU)
+    side, rows = ready.update.model.objective.side, np.arange(4 * 256).reshape(4, 256)
+    assert side is not None
+    teachers = TeacherFeatures(FeatureStore.open(tmp_path / "features"), ("alpha", "beta"))
+    seen = rows[sorted((first, other))].ravel()
+    expected = make_policy(PolicyConfig.model_validate(policy), 0, teachers, seen, np.stack([seen] * 2, 1), CPU.device)
+    assert side.policy.standard is not None
+    assert expected.standard is not None
+    assert side.policy.standard.mean.tolist() == expected.standard.mean.tolist()
+    assert side.policy.standard.deviation.tolist() == expected.standard.deviation.tolist()
+    assert expected.standard.deviation[1] != 1  # measured
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounts a small disk")
@@ -278,6 +406,8 @@ def test_damaged_files_of_the_cache_are_fetched_again(
     url, _ = distant
     path = run_of(wide_scene, "damaged", store=url, data={"cache": str(tmp_path / "cache")})
     assert seen_by(path, 0, 2) == nearby[:2]
-    for number, file in enumerate(sorted((tmp_path / "cache").glob("*-image-*[!k]"))):
+    held = {part: sorted((tmp_path / "cache").glob(f"*-{part}-*[!k]")) for part in ("image", "inputs", "valid")}
+    assert [len(files) > 0 for files in held.values()] == [True, True, False]
+    for number, file in enumerate([*held["image"], *held["inputs"]]):
         file.write_bytes(file.read_bytes()[:-9] if number % 2 else b"x" + file.read_bytes()[1:])
     assert seen_by(path, 0, 2) == nearby[:2]

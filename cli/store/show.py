@@ -55,7 +55,7 @@ def show(path: StorePath, what: str, image: bool, teachers: Names, seed: int, as
         from mmkd.store.inspect.pictures import picture
 
         try:
-            draw(picture(view.corpus_root, view.sample))
+            draw(picture(source.record, view.sample))
         except ImageError as error:
             click.echo(f"no picture: {error}")
 
@@ -79,7 +79,7 @@ def neighbors(
     top: int,
     as_json: bool,
 ) -> None:
-    """Rows nearest to a row's image, to words, or to a picture: exact, over every row."""
+    """Rows nearest to a row's image, to words, or to a picture: exact, over every input."""
     if [key, text, image].count(None) != 2:
         raise ConfigError("name one thing to look near: a KEY or ROW, --text WORDS, or --image FILE")
     source = FeatureStore.open(path)
@@ -87,7 +87,7 @@ def neighbors(
     source.card(slug)
     query = _stored_query(source, slug, key) if key is not None else _encoded_query(source, teacher, text, image)
     table = search.neighbors(source, slug, "image" if among == "image" else "text", query, top)
-    searched = sum(len(span.rows) for span in source.record.spans())
+    searched = sum(len(span.rows) for span in source.record.input_spans)
     title = f"nearest {among}s of {slug} among {counted(searched, 'row')}, by cosine"
     rows = [
         (str(row["rank"]), str(row["row"]), number(row["cosine"], 4), row["key"], _short(row["caption"]))

@@ -194,17 +194,19 @@ def caption_rows(row: CorpusRow, value: object, rule: Captions) -> Iterator[Corp
         yield replace(row, key=f"{row.key}#{number}" if number else row.key, caption=caption)
 
 
-def further_captions(values: Mapping[str, object], kinds: Mapping[str, str]) -> tuple[tuple[str, str | None], ...]:
-    """Return the captions of further columns or fields, a text or a list of texts each, with their kinds; blank ones do
-    not count, and what is no text, as in `caption_rows`."""
-    found: list[tuple[str, str | None]] = []
+def further_captions(
+    values: Mapping[str, object], kinds: Mapping[str, str], key: str
+) -> tuple[tuple[tuple[str, str | None], ...], list[Ignored]]:
+    """Return the captions of further columns or fields, a text or a list of texts each, with their kinds, and what is
+    ignored: mappings and lists in lists of the row `key`. Blank ones do not count."""
+    found, nested = list[tuple[str, str | None]](), 0
     for name, kind in kinds.items():
         value = values.get(name)
-        texts = (
-            (as_label(item) or "").strip().strip("\ufeff") for item in (value if isinstance(value, list) else [value])
-        )
-        found += [(text, kind) for text in texts if not is_blank(text)]
-    return tuple(found)
+        for item in value if isinstance(value, list) else [value]:
+            text = "" if isinstance(item, dict | list | tuple) else (as_label(item) or "").strip().strip("\ufeff")
+            nested += isinstance(item, dict | list | tuple)
+            found += [] if is_blank(text) else [(text, kind)]
+    return tuple(found), [Ignored("caption: no text in a further column", key, nested)] if nested else []
 
 
 def first_text(value: object) -> str | None:

@@ -137,7 +137,8 @@ class SampleCorpus(FileCorpus):
                 except _SidecarError as error:
                     yield Ignored(f"member: {error}", sample[name].name)
         modality = next((found for name in fields if (found := first_text(content.get(name)))), row.modality)
-        more = further_captions(content, self.further)
+        more, nested = further_captions(content, self.further, row.key)
+        yield from nested
         row = dataclasses.replace(row, modality=modality, labels=row.labels | labels, further=more)
         if not texts:
             yield row

@@ -62,6 +62,7 @@ class TableCorpus(TabularCorpus):
             raise ValueError(f"encoding is {name!r}, expected a name such as utf-8, latin-1 or cp1252") from error
 
     def faults(self) -> Iterator[str]:
+        yield from super().faults()
         if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '\r\n"'):
             yield f"delimiter is {self.delimiter!r}, expected one character"
 

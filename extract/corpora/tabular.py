@@ -80,6 +80,10 @@ class TabularCorpus(FileCorpus):
 
     named_by_rows = (*PICTURES, *DICOM)
 
+    def faults(self) -> Iterator[str]:
+        if self.kind_column and self.captions != "further":
+            yield f"kind_column is {self.kind_column!r}, which is of `captions: further`; write that, or leave it out"
+
     @functools.cached_property
     def header(self) -> tuple[str, ...]:
         """Names of all columns, in order; '' for those without a name."""
@@ -142,7 +146,7 @@ class TabularCorpus(FileCorpus):
     def check_columns(self, names: Sequence[str], file: str) -> Iterator[Ignored]:
         """Yield columns that only this further file has. Raises CorpusError if it lacks a column that is used."""
         check_names(names, f"{self.path}: {file}")
-        if missing := [name for name in (*self.roles.values(), *self.labels) if name not in names]:
+        if missing := [name for name in (*self.roles.values(), *self.labels, *self.beside) if name not in names]:
             raise CorpusError(f"{self.path}: {file} has no column {missing[0]!r}, which the first table has")
         yield from (Ignored("column: not in the first table", name[:60]) for name in names if name not in self.header)
 
@@ -163,6 +167,8 @@ class TabularCorpus(FileCorpus):
             yield Ignored("image: a further one of its line", line, len(images) - 1)
             del images[1:]
         given = as_label(values.get(roles["key"])) if "key" in roles else None
+        further, nested = further_captions(values, self.further, line)
+        yield from nested
         is_text = any(as_label(values.get(column)) in wanted for column, wanted in self.texts.items())
         for number, (inside, path) in enumerate(images or [(None, None)]):
             key = given or (path if inside is None else None) or line
@@ -175,7 +181,7 @@ class TabularCorpus(FileCorpus):
                 fault=fault,
                 if_taken=line if key == path else None,
                 by_design=is_text and not (inside or path),
-                further=further_captions(values, self.further),
+                further=further,
                 caption_kind=as_label(values.get(self.kind_column)) if self.kind_column else None,
                 joins=self.captions == "further",
             )

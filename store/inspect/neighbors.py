@@ -34,9 +34,10 @@ Nearest = tuple[Ints, Singles]
 def nearest_rows(
     store: FeatureStore, slug: str, tower: Tower, query: NDArray[np.floating[Any]], k: int, rows: Ints | None = None
 ) -> Nearest:
-    """Return the k sound rows of `rows` (int64 ascending; all when None) with the largest cosine with `query` (D,),
-    equal ones by row: row numbers int64 and cosines float32, best first. Memory stays flat. Raises UserError if `k` is
-    out of range, or the query is zero, not finite, or not of the teacher's width."""
+    """Return the k sound rows of `rows` (int64 ascending; all inputs when None: an image's views, nearest to it, are
+    none) with the largest cosine with `query` (D,), equal ones by row: row numbers int64 and cosines float32, best
+    first. Memory stays flat. Raises UserError if `k` is out of range, or the query is zero, not finite, or not of the
+    teacher's width."""
     if not 1 <= k <= MAX_NEIGHBORS:
         raise UserError(f"the number of neighbors must be 1 to {MAX_NEIGHBORS:,}, got {k}")
     array = store.features(slug, tower)
@@ -47,9 +48,9 @@ def nearest_rows(
     direction = unit(query[None].astype(np.float32))[0]
     if not np.isfinite(direction).all() or not direction.any():
         raise UserError(f"the query has no direction in the space of {slug}: it is zero or not finite")
-    # Slices, where all rows are wanted: nothing is copied before the change to float32.
-    size = len(array) if rows is None else len(rows)
-    slices = [slice(start, min(start + BLOCK_ROWS, size)) for start in range(0, size, BLOCK_ROWS)]
+    # Slices, where all inputs are wanted: nothing is copied before the change to float32.
+    spans = [span.rows for span in store.record.input_spans] if rows is None else [range(len(rows))]
+    slices = [slice(at, min(at + BLOCK_ROWS, span.stop)) for span in spans for at in span[::BLOCK_ROWS]]
     pieces: list[Piece] = [part if rows is None else rows[part] for part in slices]
     half = isinstance(array, np.ndarray) and array.dtype == np.float16
     search = _nearest_by_faiss if half and len(array) >= FAISS_ROWS and faiss_module() is not None else _nearest
@@ -124,7 +125,7 @@ def _search(values: NDArray[np.float16], query: Singles, count: int, metric: str
 
 
 def neighbors(store: FeatureStore, slug: str, tower: Tower, query: NDArray[np.floating[Any]], k: int = 10) -> pa.Table:
-    """Run `nearest_rows` over the whole store. Return a table, best first: `rank` (int64, from 1), `row` (int64),
+    """Run `nearest_rows` over all inputs. Return a table, best first: `rank` (int64, from 1), `row` (int64),
     `cosine` (float32), and `key`, `modality`, `caption` of the sample row. Raises UserError as `nearest_rows`."""
     rows, cosines = nearest_rows(store, slug, tower, query, k)
     samples = sample_rows(store, rows)

@@ -31,7 +31,7 @@ def draw_rows(pool: Ints | int, count: int | None, seed: int) -> Ints:
 def draw_inputs(store: FeatureStore, count: int | None, seed: int) -> Ints:
     """`draw_rows` of the store's inputs: never drawn are absent rows between two corpora, and views and further
     captions, which would count an image or a pair several times."""
-    spans = store.record.input_spans or store.record.spans()
+    spans = store.record.input_spans
     ends = np.cumsum([len(span.rows) for span in spans])
     drawn = draw_rows(int(ends[-1]), count, seed)
     gaps = np.array([span.rows.start for span in spans]) - np.r_[0, ends[:-1]]

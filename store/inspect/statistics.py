@@ -95,7 +95,7 @@ def store_statistics(
     table = store.sample_table(["image_sha256", "caption"], pads.field("image_rows").is_null())
     return StoreStatistics(
         root=str(store.root),
-        rows=sum(len(span.rows) for span in store.record.input_spans or store.record.spans()),
+        rows=sum(len(span.rows) for span in store.record.input_spans),
         sampled=len(rows),
         seed=seed,
         agreement_rows=len(compared),
