@@ -213,12 +213,13 @@ def make_policy(
         return [targets[number] for number in judged]
 
     def known(targets: Sequence[TeacherTargets], what: str) -> list[torch.Tensor]:
-        found = [unit(target.text[target.present[:, 1]]).to(device) for target in targets]
-        if not any(map(len, found)):
+        if not len(targets[0].present):
             seen = f"none of the {len(rows):,} rows it looks at has {what}"
             raise ConfigError(f"policy.by corpus: {seen}; take another")
+        found = [unit(target.text[target.present[:, 1]]).to(device) for target in targets]
         if lacking := [teachers.slugs[number] for number, mine in zip(judged, found, strict=True) if not len(mine)]:
-            raise ConfigError(f"policy.by corpus: {lacking[0]} has no features of the run's {what}; leave it out")
+            seen = f"none of the {len(targets[0].present):,} {what} it looks at"
+            raise ConfigError(f"policy.by corpus: {lacking[0]} has features of {seen}; leave it out")
         return found
 
     some = evenly(len(rows), _LOOKED_AT)

@@ -57,8 +57,7 @@ def prepare(config: RunConfig, world: World, scratch: Path | None = None) -> Run
     # Rows first, because network and tokens take long: a wrong column is reported at once.
     slugs = _teachers(config, store)
     pairs = open_pairs(config.out, _pair_source(config, store, slugs, tokenizer, record), world, scratch)
-    _refuse_few(pairs, config, store)
-    check_unpaired(config, len(pairs.rows) - pairs.counts["pair"])
+    _check_rows(pairs, config, store)
     teachers = TeacherFeatures(store, slugs, taught=pairs.bits) if slugs else None
     views, choices = _find_views_and_captions(config, store, pairs, teachers, tokenizer)
     schedule = Schedule(len(pairs.rows), config.batch_size, config.epochs)
@@ -69,10 +68,9 @@ def prepare(config: RunConfig, world: World, scratch: Path | None = None) -> Run
     _reside(teachers, config, world, store)
     arithmetic = _look_at_captions(towers, pairs, world, half=_half(config, world))
     workers = config.data.workers if config.data.workers is not None else default_workers()
-    place = "corpus" if views is not None else config.data.images
-    pictures = row_images(store, pairs.places, place, max(image_size(towers.student)))
-    windows = _find_windows(config, store, pairs)
-    ahead = _find_ahead(config, store, windows, slugs, pictures, workers, views, choices)
+    side = max(image_size(towers.student))
+    pictures = row_images(store, pairs.places, "corpus" if views is not None else config.data.images, side)
+    windows, ahead = _find_windows(config, store, pairs, slugs, pictures, workers, views, choices)
     batches = Batches(
         plan=BatchPlan(pairs.rows, schedule, config.seed, windows),
         pairs=pairs,
@@ -86,9 +84,7 @@ def prepare(config: RunConfig, world: World, scratch: Path | None = None) -> Run
         choices=choices,
     )
     width = int(model_config(config.student.model)["embed_dim"])
-    judged = _judged(pairs, windows, teachers, ahead) if config.policy.kind == "best" else np.arange(len(pairs.rows))
-    rows, groups = pairs.rows[judged], pairs.groups[judged]
-    objective = make_objective(config, width, teachers, rows, groups, world.device)
+    objective = make_objective(config, width, teachers, *_judged(config, pairs, windows, teachers, ahead), world.device)
     model = Model(towers, objective.to(world.device))
     average = WeightAverage(towers, config.optimizer.average) if config.optimizer.average else None
     update = _make_updater(config, model, world)
@@ -96,7 +92,7 @@ def prepare(config: RunConfig, world: World, scratch: Path | None = None) -> Run
         _restore(state, model, update, average)
     monitor = Monitor(
         config=config.monitor,
-        sets=[read_held_out(rows, config.data, max(image_size(towers.student)), tokenizer) for rows in held_out],
+        sets=[read_held_out(rows, config.data, side, tokenizer) for rows in held_out],
         towers=towers,
         average=average,
         batch_rows=piece,
@@ -203,41 +199,43 @@ def _pair_source(
     )
 
 
-def _find_windows(config: RunConfig, store: FeatureStore, pairs: Pairs) -> Windows | None:
-    if config.data.order != "windows":
-        return None
-    return Windows(pairs.rows, store.record.rows_per_shard, config.data.window, config.seed)
-
-
-def _find_ahead(
+def _find_windows(
     config: RunConfig,
     store: FeatureStore,
-    windows: Windows | None,
+    pairs: Pairs,
     slugs: tuple[str, ...],
     images: RowImages,
     workers: int,
     views: TrainingViews | None,
     choices: TrainingCaptions | None,
-) -> FetchAhead | None:
-    """Return what fetches the windows of a store behind a URL, and beside them their views and further captions."""
-    if windows is None or store.cache is None:
-        return None
+) -> tuple[Windows | None, FetchAhead | None]:
+    """Return the windows of a run that has them, and what fetches them of a store behind a URL, with the rows of their
+    views and further captions."""
+    if config.data.order != "windows":
+        return None, None
+    windows = Windows(pairs.rows, store.record.rows_per_shard, config.data.window, config.seed)
+    if store.cache is None:
+        return windows, None
     beside: dict[Tower, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
     if views is not None:
         beside["image"] = views.images.repeat(views.recipe.count), views.rows.ravel()
     if choices is not None:
         beside["text"] = choices.of_rows(choices.rows)
     inputs, rows = images.inputs if isinstance(images, StoredImages) else None, (2 * workers + 2) * config.batch_size
-    return FetchAhead(store, windows, slugs, inputs, beside, rows_ahead=rows, epochs=config.epochs)
+    return windows, FetchAhead(store, windows, slugs, inputs, beside, rows_ahead=rows, epochs=config.epochs)
 
 
 def _judged(
-    pairs: Pairs, windows: Windows | None, teachers: TeacherFeatures | None, ahead: FetchAhead | None
-) -> NDArray[np.int64]:
-    """Return places of the pairs from which policies learn what they want to know of all: those of the first window,
-    and of each teacher that has hardly a feature there, those of the window where it has most."""
-    if windows is None or teachers is None:
-        return np.arange(len(pairs.rows))
+    config: RunConfig,
+    pairs: Pairs,
+    windows: Windows | None,
+    teachers: TeacherFeatures | None,
+    ahead: FetchAhead | None,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return rows and groups of the pairs from which policies learn what they want to know of all: those of the first
+    window, and of each teacher that has hardly a feature there, those of the window where it has most."""
+    if windows is None or teachers is None or config.policy.kind != "best":
+        return pairs.rows, pairs.groups
     every = windows.of_epoch(0)
 
     def count(shards: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -249,11 +247,13 @@ def _judged(
     shards = np.concatenate([every[number] for number in sorted(chosen)])
     if ahead is not None:
         ahead.read(shards)
-    return windows.inside(shards)
+    some = windows.inside(shards)
+    return pairs.rows[some], pairs.groups[some]
 
 
-def _refuse_few(pairs: Pairs, config: RunConfig, store: FeatureStore) -> None:
-    """Raise UserError if the pairs do not fill a batch."""
+def _check_rows(pairs: Pairs, config: RunConfig, store: FeatureStore) -> None:
+    """Raise UserError if the rows do not fill a batch; ConfigError if nothing learns from some of them."""
+    check_unpaired(config, len(pairs.rows) - pairs.counts["pair"])
     if len(pairs.rows) < config.batch_size:
         having = " and have a teacher" if pairs.taught else ""
         raise UserError(

@@ -11,7 +11,6 @@ from mmkd.base.text import counted
 from mmkd.extract.corpora import CorpusRow, Ignored, Part
 from mmkd.extract.corpora.row import INDEX_FAULTS
 from mmkd.extract.index import append_below, restore_parts
-from mmkd.store.layout import TOWERS
 from mmkd.store.record import CorpusSpan, Store
 from mmkd.store.samples import read_part
 from mmkd.store.writer import finish_append
@@ -82,7 +81,7 @@ def append_pictures(store: Store, recipe: Recipe, say: Callable[[str], object]) 
         finish_append(store)
     for number, span in enumerate(store.record.spans()):
         pictures = DerivedPictures(store, number, recipe)
-        if span.corpus.towers != TOWERS or number in known:
+        if span.corpus.is_linked or number in known:
             continue
         if not any(next(pictures.rows_of(part), None) for part in pictures.parts()):
             continue

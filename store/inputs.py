@@ -23,7 +23,6 @@ from mmkd.base.errors import CorruptStoreError, UserError
 from mmkd.base.files import remove_file, write_atomically
 from mmkd.base.places.remote import RemotePath, StorePath, in_parallel
 from mmkd.store.hierarchy import Document, encode_sealed, list_part, read_file, read_sealed
-from mmkd.store.layout import TOWERS
 from mmkd.store.record import Store
 from mmkd.store.samples import read_part
 
@@ -116,7 +115,7 @@ def shards_without_inputs(store: Store, size: int) -> frozenset[int]:
             raise UserError(
                 f"{root} keeps inputs of {entry.size} pixels, not {size}; ask for {entry.size}, or delete {root}/inputs"
             )
-    spans = (span for span in store.record.spans() if span.corpus.towers == TOWERS)
+    spans = (span for span in store.record.spans() if not span.corpus.is_linked)
     return frozenset(shard for span in spans for shard in span.shards) - there.keys()
 
 

@@ -47,6 +47,11 @@ class CorpusRecord(Document):
     digest: str
     """SHA-256 over names, sizes and change times of the corpus' index files: notices a changed corpus."""
 
+    @property
+    def is_linked(self) -> bool:
+        """True where its rows are views or further captions of other rows."""
+        return self.towers != TOWERS
+
     @model_validator(mode="after")
     def _labels_are_columns(self) -> CorpusRecord:
         taken = FIXED_NAMES & set(self.labels)
@@ -112,14 +117,14 @@ class StoreRecord(Document):
     @property
     def input_spans(self) -> tuple[CorpusSpan, ...]:
         """The corpora that are no views or further captions of other rows; all where each is."""
-        return tuple(span for span in self.spans() if span.corpus.towers == TOWERS) or self.spans()
+        return tuple(span for span in self.spans() if not span.corpus.is_linked) or self.spans()
 
     @property
     def linked(self) -> str:
         """Rows that are views or further captions of others, as text: `600 views, 7 captions`; empty without any."""
         counts = Counter[str]()
         for span in self.spans():
-            counts[span.corpus.kind] += len(span.rows) if span.corpus.towers != TOWERS else 0
+            counts[span.corpus.kind] += len(span.rows) if span.corpus.is_linked else 0
         return ", ".join(f"{count:,} {kind}" for kind, count in (+counts).items())
 
     def span_of(self, row: int) -> CorpusSpan:

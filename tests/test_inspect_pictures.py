@@ -24,20 +24,20 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
 
 
 def test_pictures_stay_inside_the_corpus(faults: FeatureStore) -> None:
-    root = faults.record.corpus.root
+    record = faults.record
     sample = sample_rows(faults, [3, 9]).to_pylist()
-    assert picture(root, sample[0]).size == (43, 30)
-    assert thumbnail(picture(root, sample[0]), 16)[:2] == b"\xff\xd8"
+    assert picture(record, sample[0]).size == (43, 30)
+    assert thumbnail(picture(record, sample[0]), 16)[:2] == b"\xff\xd8"
     with pytest.raises(ImageError, match="file not found"):
-        picture(root, sample[1])
+        picture(record, sample[1])
     with pytest.raises(ImageError, match="leads out of the corpus"):
-        picture(root, sample[0] | {"uri": "../store/zarr.json"})
+        picture(record, sample[0] | {"uri": "../store/zarr.json"})
     with pytest.raises(ImageError, match="the row has no image"):
-        picture(root, sample[0] | {"uri": None})
+        picture(record, sample[0] | {"uri": None})
 
 
 def test_a_preview_needs_a_terminal_and_its_package(faults: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    image = picture(faults.record.corpus.root, sample_rows(faults, [3]).to_pylist()[0])
+    image = picture(faults.record, sample_rows(faults, [3]).to_pylist()[0])
     with pytest.raises(UserError, match="standard output is not one"):
         draw(image)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)

@@ -196,6 +196,9 @@ def test_runs_with_lone_rows_judge_these_though_none_is_looked_at_and_say_what_i
     expected = torch.where(has[:, :1], policy.standard.scores([target]), policy.text_standard.scores([swapped]))
     assert torch.equal(scores, expected)
     assert make_policy(config, 0, teachers, rows, pairs, cpu).text_standard is None
+    target.present[:, 0] = False
+    with pytest.raises(ConfigError, match=r"^policy.by corpus: a has features of none of the 40 images it looks at"):
+        make_policy(config, 0, teachers, rows, pairs, cpu, unpaired=True)
     for lone, what in (([-1, 1], "captions"), ([1, -1], "images")):
         line = f"^policy.by corpus: none of the 40 rows it looks at has {what}; take another$"
         with pytest.raises(ConfigError, match=line):

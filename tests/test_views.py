@@ -35,6 +35,8 @@ from mmkd.extract.teachers.geometry import geometry_of, pixels_of
 from mmkd.store import FeatureStore
 from mmkd.store.inputs import shards_without_inputs
 from mmkd.store.inspect.neighbors import neighbors
+from mmkd.store.inspect.pictures import picture
+from mmkd.store.inspect.rows import sample_rows
 from mmkd.store.inspect.show import view_row
 from mmkd.store.ledger import read_ledger
 from mmkd.store.record import Store
@@ -300,6 +302,15 @@ def test_training_inputs_are_kept_of_images_and_not_of_views(scene: Path) -> Non
     assert shards_without_inputs(Store.open(scene / "s"), 64) == {0}
 
 
+def test_a_view_is_shown_as_it_was_drawn(scene: Path) -> None:
+    store = FeatureStore.open(scene / "s")
+    (row,) = sample_rows(store, [256 + 5 * 7 + 2]).to_pylist()
+    assert row["key"] == "k7#views-3"
+    original = decode((scene / "corpus/images/7.png").read_bytes())
+    expected = draw(JITTER, "k7", 3).apply(original)
+    assert picture(store.record, row).tobytes() == expected.tobytes()
+
+
 def test_no_view_is_a_neighbor(scene: Path) -> None:
     store = FeatureStore.open(scene / "s")
     near = view_row(store, 0, ["seer"]).teachers[0].neighbors
@@ -322,11 +333,14 @@ def test_no_count_or_statistic_takes_views_for_images(scene: Path, tmp_path: Pat
     assert [line.split()[1:3] for line in stats.splitlines() if line.split()[:1] == ["site"]] == [["90", "0"]]
     assert "one (not extracted)" not in said("show", scene / "s", "row:260")
     line = (
-        "row 256 of {} is a view or a caption of other rows, which does not go into another store yet; leave such rows "
-        'out with --where "image_rows is null"'
+        "row 256 of {0} is a view or a caption of other rows, which {1} has no place for; `mmkd store subset {0} NEW "
+        '--where "image_rows is null"` leaves such rows out'
     )
-    assert said("subset", scene / "s", tmp_path / "a", "--where", "modality = 'CT'") == line.format(scene / "s")
-    assert said("merge", scene / "s", tmp_path / "a") == line.format(scene / "s")
+    refused = line.format(scene / "s", "the new store")
+    assert said("subset", scene / "s", tmp_path / "a", "--where", "modality = 'CT'") == refused
+    assert said("merge", scene / "s", tmp_path / "a") == refused
+    exported = said("export", scene / "s", tmp_path / "a", "--layout", "original", "--allow-loss", "all")
+    assert exported == line.format(scene / "s", "the release's layout")
     assert "90 rows in" in said("subset", scene / "s", tmp_path / "b", "--where", "image_rows is null")
     assert "equal: rows, teachers and selections" in (
         said("pull", scene / "s", tmp_path / "c") + said("diff", scene / "s", tmp_path / "c")

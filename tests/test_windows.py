@@ -14,6 +14,7 @@ from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from threading import current_thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,6 +44,7 @@ from mmkd.distill.world import World
 from mmkd.store import FeatureStore
 from mmkd.store.cache import Cache
 from mmkd.store.inputs import SCHEMA, write_inputs
+from mmkd.store.stored_array import StoredArray
 
 ROWS, SHARDS = 2000, 8
 CPU = World(torch.device("cpu"))
@@ -222,8 +224,12 @@ def test_views_and_captions_behind_a_url_are_those_of_the_same_store_on_disk(
         "policy": {"kind": "best", "by": "corpus"},
         "loss": {"relational": 1.0},
     }
-    path = run_of(rich_scene, "rich-distant", store=url, data=data, **changes)
-    prepare(load_run(path), CPU)  # writes the pairs
+    path, by = run_of(rich_scene, "rich-distant", store=url, data=data, **changes), set()
+    read_chunk = StoredArray.read
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StoredArray, "read", lambda *of: by.add(current_thread().name[:11]) or read_chunk(*of))
+        prepare(load_run(path), CPU)  # writes the pairs
+    assert by == {"mmkd-remote", "mmkd-fetch_"}  # many at a time
     shutil.rmtree(tmp_path / "cache")
     told.sent.clear()
     found = seen_by(path)

@@ -57,7 +57,7 @@ def show(path: StorePath, what: str, image: bool, teachers: Names, seed: int, as
         from mmkd.store.inspect.pictures import picture
 
         try:
-            draw(picture(view.corpus_root, view.sample))
+            draw(picture(source.record, view.sample))
         except ImageError as error:
             click.echo(f"no picture: {error}")
 

@@ -32,6 +32,17 @@ def refuse_losses(target: object, losses: Iterable[Loss], allowed: Collection[st
         )
 
 
+def refuse_linked(target: object, store: FeatureStore, rows: NDArray[np.int64]) -> None:
+    """Raise UserError if one of these rows is a view or a further caption: in `target` the rows that it names would
+    have other numbers, or the picture that it is made of would take its place."""
+    for begin, end in ((span.rows.start, span.rows.stop) for span in store.record.spans() if span.corpus.is_linked):
+        if len(linked := rows[(rows >= begin) & (rows < end)]):
+            raise UserError(
+                f"row {linked[0]} of {store.root} is a view or a caption of other rows, which {target} has no place "
+                f'for; `mmkd store subset {store.root} NEW --where "image_rows is null"` leaves such rows out'
+            )
+
+
 def every_row(store: FeatureStore) -> NDArray[np.int64]:
     """Return the rows that are no gap between corpora, int64 (n,)."""
     return np.concatenate([np.arange(span.start, span.stop) for span in iter_shards(store.record)])

@@ -16,7 +16,7 @@ from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors, write_atomically
 from mmkd.base.images.source import ImageError
 from mmkd.base.images.uri import image_source, leaves_root
 from mmkd.base.text import counted
-from mmkd.store.convert.losses import Loss, every_row, refuse_losses, store_losses
+from mmkd.store.convert.losses import Loss, every_row, refuse_linked, refuse_losses, store_losses
 from mmkd.store.convert.original import FILES, KIND, LINE, SUFFIXES
 from mmkd.store.convert.torch_file import write_tensors
 from mmkd.store.layout import PAIR_SOUND
@@ -92,8 +92,10 @@ def export_original(
 
 
 def _losses(store: FeatureStore, names: dict[str, str], valid: dict[str, NDArray[np.uint8]]) -> Iterator[Loss]:
-    """Yield what the release has no place for. Raises CorpusError for a key that cannot name a folder."""
+    """Yield what the release has no place for. Raises CorpusError for a key that cannot name a folder; UserError as
+    `refuse_linked`."""
     rows = every_row(store)
+    refuse_linked("the release's layout", store, rows)
     yield from store_losses(store, rows, names)
     if known := [slug for slug, card in store.teachers.items() if not card.source.startswith(f"{KIND}:")]:
         yield "cards", f"the cards of {', '.join(known)} (the release has names alone)"

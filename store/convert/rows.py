@@ -17,7 +17,7 @@ from mmkd.base.errors import TeacherMismatchError, UserError
 from mmkd.base.places.remote import StorePath, as_root
 from mmkd.store.card import TeacherCard
 from mmkd.store.convert.importing import Features, part_slices
-from mmkd.store.convert.losses import refuse_losses, store_losses
+from mmkd.store.convert.losses import refuse_linked, refuse_losses, store_losses
 from mmkd.store.layout import TOWERS, Encoding
 from mmkd.store.reader import FeatureStore
 from mmkd.store.samples import in_rows
@@ -55,14 +55,8 @@ class StoreRows:
                         f"{slug} has digest {first.card(slug).digest} in {first.root} and {store.card(slug).digest} "
                         f"in {store.root}; features of different teachers are not mixed under one name"
                     )
-        for (store, rows), span in ((part, span) for part in parts for span in part[0].record.spans()):
-            # Views and further captions: the rows that they name would have other numbers.
-            begin, end = span.rows.start, span.rows.stop
-            if span.corpus.towers != TOWERS and len(linked := rows[(rows >= begin) & (rows < end)]):
-                raise UserError(
-                    f"row {linked[0]} of {store.root} is a view or a caption of other rows, which does not go into "
-                    'another store yet; leave such rows out with --where "image_rows is null"'
-                )
+        for store, rows in parts:
+            refuse_linked("the new store", store, rows)
         losses = (loss for store, rows in parts for loss in store_losses(store, rows, self._slugs))
         refuse_losses("the new store", losses, allow_loss)
         self.root = _common_root({span.corpus.root for store, _ in parts for span in store.record.spans()})

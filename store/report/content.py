@@ -138,7 +138,7 @@ def _samples(store: FeatureStore, table: pa.Table, first: Sequence[int]) -> dict
         row, data, reason = rows[number], b"", "no room left on this page"
         if room > 0:
             try:
-                data, reason = thumbnail(picture(str(store.record.image_root(number)), row), THUMBNAIL_SIDE), ""
+                data, reason = thumbnail(picture(store.record, row), THUMBNAIL_SIDE), ""
             except ImageError as error:
                 reason = str(error)
             room -= len(data)
