@@ -5,8 +5,10 @@ The footer is Thrift in the compact protocol (apache/thrift, doc/specs/thrift-co
 those of apache/parquet-format, src/main/thrift/parquet.thrift. pyarrow reads it and cannot write it for given bytes."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmkd.base.errors import CorruptStoreError
-from mmkd.base.places.remote import StorePath
+from mmkd.base.places.remote import Stat, StorePath
 from mmkd.store.hierarchy import read_range
 
 KEY, MAGIC = b"mmkd", b"PAR1"
@@ -26,7 +28,8 @@ _NUMBERS, _I64, _BINARY, _LIST, _STRUCT = (4, 5, 6), 6, 8, 9, 12
 
 
 class _Compact:
-    """Copies values from `data`, some numbers in them changed. Raises IndexError if it is cut."""
+    """Copies values from `data`, some numbers in them changed. Raises IndexError if it is cut or claims more than it
+    holds; RecursionError for structures hundreds deep."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.at = data, 0
@@ -38,6 +41,8 @@ class _Compact:
             self.at, value, shift = self.at + 1, value | (byte & 0x7F) << shift, shift + 7
             if byte < 0x80:
                 return value
+            if shift > 63:
+                raise IndexError
 
     def fields(self, moves: Mapping[int, Any]) -> Iterator[tuple[int, int, bytes]]:
         """Yield number, type and value of each field of a structure. `moves`: field to how a number in it changes, or
@@ -46,7 +51,7 @@ class _Compact:
         while head := self.data[self.at]:
             self.at += 1
             number += head >> 4  # distances above 15 have another form, which Parquet has no use for
-            yield number, head & 15, self._value(head & 15, moves.get(number, {}))
+            yield number, head & 15, self._value(head & 15, moves.get(number))
         self.at += 1
 
     def _value(self, kind: int, moves: Any) -> bytes:
@@ -61,9 +66,11 @@ class _Compact:
             size, inner = self.data[start] >> 4, self.data[start] & 15
             self.at += 1
             size = self.varint() if size == 15 else size
+            if size > len(self.data) - self.at:
+                raise IndexError
             return self.data[start : self.at] + b"".join([self._value(inner, moves) for _ in range(size)])
         elif kind == _STRUCT:
-            return _structure(self.fields(moves))
+            return _structure(self.fields(moves if isinstance(moves, Mapping) else {}))
         elif kind not in (1, 2):
             raise CorruptStoreError(f"a Parquet footer holds a value of Thrift's type {kind}")
         return self.data[start : self.at]
@@ -101,8 +108,11 @@ def _fields(data: bytes, by: int, group: int) -> dict[int, tuple[int, bytes]]:
     try:
         if data[-4:] != MAGIC or length + 8 > len(data):
             raise IndexError
-        return {number: (kind, value) for number, kind, value in _Compact(data[-8 - length :]).fields(moves)}
-    except IndexError as error:
+        found = {number: (kind, value) for number, kind, value in _Compact(data[-8 - length :]).fields(moves)}
+        if [found.get(number, (0,))[0] for number in (2, 3, 4)] != [_LIST, _I64, _LIST]:  # schema, rows, row groups
+            raise IndexError
+        return found
+    except (IndexError, RecursionError) as error:
         raise CorruptStoreError("a sample part does not end with a Parquet footer") from error
 
 
@@ -115,7 +125,10 @@ def folded_end(parts: Mapping[int, bytes]) -> bytes:
     for group, (shard, data) in enumerate(parts.items()):
         found = _fields(data, at, group)
         first = first or found
-        if found[4][1][:1] != bytes([0x10 | _STRUCT]) or any(found.get(key) != first.get(key) for key in (2, 5, 7)):
+        pairs = first.get(5, (_LIST, bytes([_STRUCT])))
+        likeness = all(found.get(key) == first.get(key) for key in (2, 5, 7))
+        # From 15 pairs on their number has another form; pyarrow writes one.
+        if found[4][1][:1] != bytes([0x10 | _STRUCT]) or not likeness or pairs[0] != _LIST or pairs[1][0] >= 0xE0:
             raise CorruptStoreError(f"sample part {shard} has several row groups, or other columns than its neighbors")
         groups += found[4][1][1:]
         rows += _signed(_Compact(found[3][1]).varint())
@@ -123,9 +136,8 @@ def folded_end(parts: Mapping[int, bytes]) -> bytes:
         at += len(data)
     own = json.dumps({"parts": places} | _counts(parts.values()), separators=(",", ":")).encode()
     pair = _structure((number, _BINARY, _varint(len(text)) + text) for number, text in ((1, KEY), (2, own)))
-    pairs = first.get(5, (_LIST, bytes([_STRUCT])))[1]
     first[3], first[4] = (_I64, _number(rows)), (_LIST, bytes([0xF0 | _STRUCT]) + _varint(len(parts)) + groups)
-    first[5] = _LIST, bytes([pairs[0] + 0x10]) + pairs[1:] + pair
+    first[5] = _LIST, bytes([pairs[1][0] + 0x10]) + pairs[1][1:] + pair
     footer = _structure((number, *first[number]) for number in sorted(first))
     return footer + len(footer).to_bytes(4, "little") + MAGIC
 
@@ -157,27 +169,54 @@ class FoldedParts(NamedTuple):
 
 
 def read_folded_parts(path: StorePath) -> FoldedParts:
-    """Read the footer. Raises CorruptStoreError if it is no footer of a folded file; FileNotFoundError."""
+    """Read the footer, kept for the next part of the same file. Raises CorruptStoreError if it is no footer of a folded
+    file; FileNotFoundError."""
     try:
-        size = path.stat().st_size
+        stat = path.stat()
         if isinstance(path, Path) and not path.is_file():
             raise ValueError("it is a folder, device, pipe or socket")  # a pipe would block
-        end = read_range(path, max(0, size - _FOOTER_BYTES), _FOOTER_BYTES)
-        if (length := int.from_bytes(end[-8:-4], "little") + 8) > len(end):
-            end = read_range(path, max(0, size - length), length)
-        own = json.loads(pq.read_metadata(pa.BufferReader(end)).metadata[KEY])
-        places = {int(s): PartPlace(at, length, group) for group, (s, (at, length)) in enumerate(own["parts"].items())}
-        counts = {name: dict(own[name]) for name in ("status", "reason")} if "status" in own else None
-        if any(not 0 <= place.offset <= size - place.length for place in places.values()):
-            raise ValueError("it names a part outside itself")
+        stamp = stat.stamp if isinstance(stat, Stat) else (stat.st_ino, stat.st_mtime_ns)
+        return _read_footer(path, stat.st_size, stamp)
     except FileNotFoundError:
         raise
-    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptStoreError(f"{path} is no file of folded sample parts: {' '.join(str(error).split())}") from error
+
+
+@lru_cache(4)
+def _read_footer(path: StorePath, size: int, stamp: object) -> FoldedParts:
+    """Read the footer of the file of this size that `stamp` tells from a later one."""
+    end = read_range(path, max(0, size - _FOOTER_BYTES), _FOOTER_BYTES)
+    if (length := int.from_bytes(end[-8:-4], "little") + 8) > len(end):
+        end = read_range(path, max(0, size - length), length)
+    own = json.loads(pq.read_metadata(pa.BufferReader(end)).metadata[KEY])
+    places = {int(s): PartPlace(at, length, group) for group, (s, (at, length)) in enumerate(own["parts"].items())}
+    counts = {name: dict(own[name]) for name in ("status", "reason")} if "status" in own else None
+    if counts and not all(isinstance(count, int) for found in counts.values() for count in found.values()):
+        raise ValueError("it counts rows by other than numbers")
+    if any(not 0 <= place.offset <= place.offset + place.length <= size for place in places.values()):
+        raise ValueError("it names a part outside itself")
     return FoldedParts(places, counts)
 
 
 def split_parts(data: bytes) -> list[bytes]:
-    """Return the parts of a folded file whose footer cannot be trusted: each begins and ends with Parquet's mark."""
-    *most, last = data.removeprefix(MAGIC).removesuffix(MAGIC).split(2 * MAGIC)
-    return [MAGIC + piece + MAGIC for piece in (*most, last.rpartition(MAGIC)[0])]
+    """Return the parts of a folded file whose footer cannot be trusted: each ends with Parquet's mark, which a text may
+    hold too, and begins with it where its own footer says."""
+    ends = (match.end() for match in re.finditer(MAGIC, data))
+    found = ((end - _part_bytes(data, end), end) for end in ends)
+    return [data[start:end] for start, end in found if 0 <= start < end and data.startswith(MAGIC, start)]
+
+
+def _part_bytes(data: bytes, end: int) -> int:
+    """Return the size of the part that ends here, by its footer: that follows the columns, which follow the mark; 0 if
+    there is no footer."""
+    length = int.from_bytes(data[max(0, end - 8) : end - 4], "little") + 8
+    if length > end:
+        return 0
+    try:
+        metadata = pq.read_metadata(pa.BufferReader(memoryview(data)[end - length : end]))
+    except (OSError, pa.ArrowException, UnicodeDecodeError):
+        return 0
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    columns = (group.column(number) for group in groups for number in range(group.num_columns))
+    return len(MAGIC) + sum(column.total_compressed_size for column in columns) + length

@@ -17,7 +17,7 @@ from format_reader import read_store
 from tiny_store import make_card, make_index
 
 from mmkd.base.errors import CorruptStoreError
-from mmkd.store import FeatureStore
+from mmkd.store import FeatureStore, folded_parts
 from mmkd.store.fold import fold
 from mmkd.store.folded_parts import folded_end, read_folded_parts, split_parts
 from mmkd.store.ledger import remove_entry
@@ -212,6 +212,44 @@ def test_another_label_is_written_into_parts_of_their_own(store: Store) -> None:
     assert verify(store.root).sound
     assert pq.read_schema(store.root / FILE).names[-2:] == ["site", "organ"]
     assert FeatureStore.open(store.root).sample_table(["organ"])["organ"].to_pylist()[-1] == "lung"
+
+
+def test_the_mark_of_parquet_in_a_text_costs_no_part() -> None:
+    table = make_index(600).cast(sample_schema(("site",)))
+    keys = [f"PAR1PAR1 {row}" for row in range(600)]  # least and largest stand in the footers
+    parts = {n: encode_part(with_columns(table, {"key": keys}).slice(300 * n, 300))[0] for n in (0, 1)}
+    assert parts[0].count(b"PAR1PAR1") > 1
+    assert split_parts(b"".join(parts.values()) + folded_end(parts)) == list(parts.values())
+    assert split_parts(parts[0] + b"PAR1" + parts[1][:-1] + b"PAR1") == [parts[0]]
+
+
+@pytest.mark.parametrize(
+    "footer",
+    [
+        b"\0",
+        b"\x29" + b"\xf1" + b"\xff" * 5 + b"\x0f\0",
+        b"\x1c" * 9000,
+        b"\x16" + b"\xff" * 99 + b"\1\0",
+        b"\x49\x1c\0\0",
+    ],
+)
+def test_hostile_footers_are_named(footer: bytes) -> None:
+    data = b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1"
+    with pytest.raises(CorruptStoreError, match="a sample part does not end with a Parquet footer"):
+        folded_end({0: data})
+    assert split_parts(data) == []
+
+
+def test_the_footer_is_read_once_for_the_parts_of_a_file(folded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, asked = folded_parts.read_range, []
+    monkeypatch.setattr(folded_parts, "read_range", lambda *what: asked.append(what[0].name) or read(*what))
+    folded_parts._read_footer.cache_clear()
+    for shard in (3, 4, 3):
+        read_part(folded, shard)
+    assert asked == ["00000.parquet"]
+    os.utime(folded / FILE)
+    read_part(folded, 3)
+    assert asked == ["00000.parquet"] * 2
 
 
 def test_parts_of_other_columns_or_several_row_groups_are_no_one_file() -> None:
