@@ -7,8 +7,6 @@ names, or from `roots.yaml` in the working folder; paths are relative to that fi
     stores: ../stores
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """`mmkd evaluate`: scores of all encoders of a store, from features alone."""
 
-from __future__ import annotations
-
 import functools
 import sys
 from collections.abc import Callable
@@ -111,7 +109,7 @@ def run(suite: Path, out: Path | None, force: bool, for_selection: bool, jobs: i
     with tqdm(unit="unit", disable=not sys.stderr.isatty()) as bar:
         say = functools.partial(bar.write, file=sys.stderr)
 
-        def show(outcome: Outcome, total: int) -> None:
+        def show(outcome: "Outcome", total: int) -> None:
             bar.total = total
             bar.update()
             if outcome.status == "failed":
@@ -217,7 +215,7 @@ def figure(kind: str, file: Path, model: str, **options: Any) -> None:
 @MODEL
 @OUT
 @BY
-def report(suite: Path, file: Path, model: str, out: Path | None, by: By) -> None:
+def report(suite: Path, file: Path, model: str, out: Path | None, by: "By") -> None:
     """Write the last run of SUITE as one page that opens offline: tables, comparisons, figures, failures.
 
     \b
@@ -375,7 +373,7 @@ def _default(suite: Path) -> Path:
     return suite.with_name(f"{suite.stem}-results")
 
 
-def _results(suite: Path, out: Path | None) -> ResultFolder:
+def _results(suite: Path, out: Path | None) -> "ResultFolder":
     """Return the results of this suite, and of no other that was run into the folder."""
     from mmkd.evaluate.folder import ResultFolder
     from mmkd.evaluate.suite import load_suite

@@ -1,7 +1,5 @@
 """`mmkd export`."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
     type=click.Choice(["onnx", "torchscript"]),
     help="Also the two towers as graphs that need no open_clip, run and compared with the student. May be repeated.",
 )
-def export(run: Path, out: Path, checkpoint: str, graphs: tuple[GraphFormat, ...]) -> None:
+def export(run: Path, out: Path, checkpoint: str, graphs: tuple["GraphFormat", ...]) -> None:
     """Write the student of RUN_DIR to OUT as an open_clip folder.
 
     \b

@@ -1,7 +1,5 @@
 """`mmkd teachers ...`: list, load and compare teachers."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import sys
@@ -171,7 +169,7 @@ def _facts(teacher: PublishedTeacher) -> str:
     return "\n".join(lines)
 
 
-def _screen(report: CheckReport) -> str:
+def _screen(report: "CheckReport") -> str:
     size = "{} x {} pixels, ".format(*report.image_size) if report.image_size else "no image tower, "
     cut = {"text": f"; {report.captions_cut} cut to the context"}
     context = f"{report.context_length} tokens" if "text" in report.towers else "no text tower"
@@ -195,7 +193,7 @@ def _screen(report: CheckReport) -> str:
     return "\n".join(lines)
 
 
-def _tower(name: str, tower: TowerReport) -> str:
+def _tower(name: str, tower: "TowerReport") -> str:
     half = ", ".join(f"{count} NaN in {precision}" for precision, count in tower.not_finite_in_half.items() if count)
     counts = ((tower.not_finite, "NaN"), (tower.beyond_float16, "too large for float16"))
     troubles = [f"{count} {what}" for count, what in counts if count] + [half] * bool(half)

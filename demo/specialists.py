@@ -6,8 +6,6 @@ logit scale, learned from the crops and captions of its own domain and nothing e
 therefore computed once for all nine.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import math
@@ -91,7 +89,7 @@ class Features:
     text: Tensor
     labels: Tensor
 
-    def take(self, rows: Tensor) -> Features:
+    def take(self, rows: Tensor) -> "Features":
         """Return the pairs in `rows`, int64."""
         return Features(self.image[rows], self.text[rows], self.labels[rows])
 

@@ -1,7 +1,5 @@
 """Batch norms of a student: synchronized over ranks, or frozen."""
 
-from __future__ import annotations
-
 from typing import Literal, cast
 
 import torch
@@ -45,7 +43,7 @@ def refuse_batch_norms(module: nn.Module) -> None:
 
 
 class _Frozen(nn.Module):
-    def train(self, mode: bool = True) -> _Frozen:
+    def train(self, mode: bool = True) -> "_Frozen":
         return super().train(mode=False)
 
 

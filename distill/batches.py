@@ -1,8 +1,6 @@
 """Batches and their source: rows in order, their images, tokens and targets, one step ahead of the loop. Shapes: B rows
 of this rank, L tokens."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -75,7 +73,7 @@ class Batch:
         masks = self.has[:, :, None].expand(-1, -1, image.shape[1]).unbind(1)
         return blank.masked_scatter(masks[0], image), blank.masked_scatter(masks[1], text)
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> "Batch":
         """Return the same batch on `device`; from pinned memory without waiting."""
         names: tuple[str, ...] = ("positions", "images", "tokens", "groups")
         names += () if self.has is None else ("has",)

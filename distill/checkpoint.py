@@ -8,8 +8,6 @@ a function of the step: learning rate, order of samples, crops, dropout. The run
 checkpoint are in the last checkpoint alone, so no kill leaves two files that disagree.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -50,7 +48,7 @@ class Progress:
     worse: int = 0
     """Validations since the best one."""
 
-    def after_validation(self, scores: dict[str, float], metric: str) -> Progress:
+    def after_validation(self, scores: dict[str, float], metric: str) -> "Progress":
         """Return the progress after a validation that `metric` judges."""
         if self.best_score is None or scores[metric] > self.best_score:
             return replace(self, best_score=scores[metric], best_step=self.step, best_scores=scores, worse=0)

@@ -1,7 +1,5 @@
 """One training run, as `mmkd distill RUN.yaml` reads it. Paths are relative to the YAML file."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal

@@ -1,8 +1,6 @@
 """Training from a store behind a URL: the shards of a window are fetched into a bounded folder of this machine, those
 of the next window while the steps of this one run."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor

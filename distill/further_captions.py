@@ -1,7 +1,5 @@
 """Several captions of an image in training: which of them a row has in an epoch, and the row of its features."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce

@@ -2,8 +2,6 @@
 letters: Q query rows (this rank's), K keys (all ranks' and the bank's), D or E width; in front of them T teachers of
 one width. A teacher's term is a function of a `Comparison` and one line in `terms.TERMS`."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -47,14 +45,14 @@ class PairFeatures:
         """Rows with both, bool (..., n); None for all."""
         return None if self.available is None else self.available.all(-1)
 
-    def rows(self, span: slice) -> PairFeatures:
+    def rows(self, span: slice) -> "PairFeatures":
         """Return some of the rows, of all stacked teachers."""
         if span == slice(None):
             return self  # a slice would be a step of its own on the way back, and gradients be added in another order
         available = None if self.available is None else self.available[..., span, :]
         return PairFeatures(self.image[..., span, :], self.text[..., span, :], self.group[span], available)
 
-    def of(self, teacher: int) -> PairFeatures:
+    def of(self, teacher: int) -> "PairFeatures":
         """Return one of the stacked teachers."""
         available = None if self.available is None else self.available[teacher]
         return PairFeatures(self.image[teacher], self.text[teacher], self.group, available)

@@ -1,8 +1,6 @@
 """Each sample's shares of its teachers, pure functions of (seed, epoch, position), whatever batch size, ranks or
 resumptions. Shapes: B rows of this rank, T teachers. A row sums to 1, or to 0 for a sample without teacher."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -102,7 +100,7 @@ class Standard:
     deviation: torch.Tensor
 
     @classmethod
-    def of(cls, targets: Sequence[TeacherTargets], captions: Sequence[torch.Tensor] = ()) -> Standard:
+    def of(cls, targets: Sequence[TeacherTargets], captions: Sequence[torch.Tensor] = ()) -> "Standard":
         """Estimate from a sample of rows; a teacher with fewer than two has mean 0 and deviation 1."""
         judged = [target.present[:, 0] if captions else target.present.all(1) for target in targets]
         found = [values[mine] for mine, values in zip(judged, _raw_scores(targets, captions), strict=True)]

@@ -1,8 +1,6 @@
 """Record of a run, in every checkpoint: the source of its card and the identity of the run. It contains no path of the
 machine, and identifies files by their content."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -115,7 +113,7 @@ class RunRecord(Frozen):
         """Digest of `identity`, 16 hex digits."""
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
 
-    def difference(self, other: RunRecord) -> str:
+    def difference(self, other: "RunRecord") -> str:
         """Describe at most three keys that `other` has otherwise: `epochs was 10, is 20`."""
         before, after = _flatten(self.identity), _flatten(other.identity)
         found = [

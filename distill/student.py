@@ -1,7 +1,5 @@
 """The student: an open_clip model with its first weights, and the images and tokens that it wants."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -307,7 +305,7 @@ class Towers(nn.Module):
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return self._encode_pixels(pixels.contiguous(memory_format=layout))
 
-    def train(self, mode: bool = True) -> Towers:
+    def train(self, mode: bool = True) -> "Towers":
         """Set the mode of all parts but the locked ones, which stay in evaluation."""
         super().train(mode)
         for part in self.locked:

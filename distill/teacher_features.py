@@ -1,7 +1,5 @@
 """Teachers' stored features as training targets: a gather from the memory map, or rows that live on the device."""
 
-from __future__ import annotations
-
 import math
 import os
 import warnings
@@ -33,11 +31,11 @@ class TeacherTargets:
     text: torch.Tensor
     present: torch.Tensor
 
-    def to(self, device: torch.device) -> TeacherTargets:
+    def to(self, device: torch.device) -> "TeacherTargets":
         """Return the same rows on `device`; from pinned memory without waiting."""
         return TeacherTargets(*(part.to(device, non_blocking=True) for part in (self.image, self.text, self.present)))
 
-    def masked(self, has: torch.Tensor) -> TeacherTargets:
+    def masked(self, has: torch.Tensor) -> "TeacherTargets":
         """Return the same rows, present only where `has`, bool (B, 2), is True."""
         return replace(self, present=self.present & has.to(self.present.device))
 

@@ -2,8 +2,6 @@
 bank, stored features of many more rows than a batch has. Shapes: B rows, D student width, E teacher width, A width of
 the comparison (E, or the alignment's), T teachers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -30,11 +28,11 @@ class TeacherSide:
     """What a run with teachers needs beside the student. relation_scales: temperature of each teacher's
     similarities."""
 
-    heads: Heads
-    prepare: Preparation
+    heads: "Heads"
+    prepare: "Preparation"
     policy: Policy
     relation_scales: Sequence[float]
-    bank: Bank | None = None
+    bank: "Bank | None" = None
     towers: Sequence[tuple[Tower, ...]] = ()
     """Of each teacher; empty when all have both."""
 

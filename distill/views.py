@@ -1,7 +1,5 @@
 """Views in training: which view of an image an epoch meets, its picture, and the row of its features."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_

@@ -4,8 +4,6 @@
 filters, labels, groups and answers (`mmkd.base.text.cell_text`); in a list `""` means null.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, TypeVar

@@ -1,7 +1,5 @@
 """Features of chosen rows and of bags of rows: float32, of unit length or as stored, and which are available."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +33,7 @@ class Features:
     bare concatenation. `beside`: models without whose features a row counts as not available here either."""
 
     def __init__(
-        self, store: FeatureStore, model: str, members: tuple[str, ...] = (), beside: tuple[Features, ...] = ()
+        self, store: FeatureStore, model: str, members: tuple[str, ...] = (), beside: tuple["Features", ...] = ()
     ) -> None:
         self.store, self.model, self.members, self.beside = store, model, members or (model,), beside
         for slug in self.members:
@@ -49,7 +47,7 @@ class Features:
         """Caption features of these grid rows, of unit length, members joined."""
         return self.read("text", rows, normalized=True)
 
-    def each_member(self) -> tuple[Features, ...]:
+    def each_member(self) -> tuple["Features", ...]:
         return tuple(Features(self.store, slug, beside=self.beside) for slug in self.members)
 
     def digest(self, rows: Ints) -> str:

@@ -2,8 +2,6 @@
 copies have the same bytes; near copies have features of a cosine above a threshold, or perceptual hashes that differ in
 few bits. A threshold is a choice, so the report shows how near the nearest neighbors are in general."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
@@ -182,7 +180,7 @@ def find_leakage(
     training: FeatureStore | None = None,
     model: str | None = None,
     thresholds: Thresholds | None = None,
-    hashes: ImageHashes | None = None,
+    hashes: "ImageHashes | None" = None,
 ) -> LeakageReport:
     """Compare the val and test rows of every data set with the corpus of `training` and with each other, by features of
     `model` (by default the first encoder that all stores hold) and by `hashes`; images without one are read from

@@ -1,7 +1,5 @@
 """Linear probe: logistic regression on unit features, with C chosen on validation data for every model."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -69,7 +67,7 @@ class Labeled:
     y: Ints
     group: Objects
 
-    def take(self, chosen: NDArray[Any]) -> Labeled:
+    def take(self, chosen: NDArray[Any]) -> "Labeled":
         """Return rows by mask or position."""
         return Labeled(self.x[chosen], self.y[chosen], self.group[chosen])
 

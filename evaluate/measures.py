@@ -1,7 +1,5 @@
 """Settings of the measures that a suite, or a data set, asks for beside the metrics of its tasks: `measures`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Annotated

@@ -1,7 +1,5 @@
 """Per-sample predictions of a task: all that is stored, and the source of all scores."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
@@ -94,7 +92,7 @@ class Predictions:
     def column(self, name: str) -> Floats:
         return self.score[:, self.columns.index(name)]
 
-    def take(self, mask: Bools) -> Predictions:
+    def take(self, mask: Bools) -> "Predictions":
         names = ("ids", "group", "domain", "y", "score", "available", "fold")
         rows: dict[str, Any] = {name: None if (v := getattr(self, name)) is None else v[mask] for name in names}
         rows["subgroups"] = {name: values[mask] for name, values in self.subgroups.items()}

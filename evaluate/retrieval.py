@@ -1,7 +1,5 @@
 """Cross-modal retrieval: find an image's caption among all captions, and a caption's image among all images."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Suites: which data sets, which tasks and which models, read from YAML into frozen models (see docs/evaluation.md)."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """Survival prediction from bags of features, cross-validated by patients and scored by Harrell's concordance."""
 
-from __future__ import annotations
-
 import contextlib
 import warnings
 from collections import Counter

@@ -1,7 +1,5 @@
 """Table of tasks, and the description of a data set with the settings and sections of all of them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pkgutil import resolve_name
 from types import MappingProxyType

@@ -1,7 +1,5 @@
 """Visual question answering with pooled features: a small trained head, or ranking written-out answers."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from typing import Any, Literal

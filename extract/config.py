@@ -1,7 +1,5 @@
 """Configuration of one `extract` run."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +27,7 @@ class FailureLimit:
     rows: int | None = None
 
     @classmethod
-    def parse(cls, text: str) -> FailureLimit:
+    def parse(cls, text: str) -> "FailureLimit":
         """Read `1%`, `0.5 %` or `200`. Raises ConfigError if it is neither a percentage up to 100 nor a row count."""
         number = text.strip()
         try:

@@ -1,7 +1,5 @@
 """Reports: what a corpus holds as the index lists it, what happened to one shard, and to a whole run."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections import Counter
@@ -118,7 +116,7 @@ class ShardReport:
     """`image SLUG` or `text SLUG`: rows of a batch after larger batches did not fit the device."""
     worker: str = ""
 
-    def count(self, samples: pa.Table) -> ShardReport:
+    def count(self, samples: pa.Table) -> "ShardReport":
         self.status = dict(Counter(samples["status"].to_pylist()))
         self.reasons = dict(Counter(reason for reason in samples["reason"].to_pylist() if reason))
         return self

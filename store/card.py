@@ -1,7 +1,5 @@
 """The teacher card: the origin of features, exact enough to refuse mixing them with others."""
 
-from __future__ import annotations
-
 from functools import cached_property
 from typing import Annotated
 
@@ -73,7 +71,7 @@ class TeacherCard(Document):
     encoding_error: dict[Tower, CosineError] | None = None
     """Measured on the rows of this store when all of them were there; None for floats and until then."""
 
-    def with_encoding(self, encoding: Encoding) -> TeacherCard:
+    def with_encoding(self, encoding: Encoding) -> "TeacherCard":
         """Return the card of the same teacher whose features lie in another encoding: another digest."""
         if encoding == self.encoding:
             return self
@@ -82,7 +80,7 @@ class TeacherCard(Document):
         return TeacherCard.model_validate(content | {"encoding": encoding})
 
     @model_validator(mode="after")
-    def _preprocessing_is_of_images(self) -> TeacherCard:
+    def _preprocessing_is_of_images(self) -> "TeacherCard":
         if (self.preprocessing is not None) != ("image" in self.towers):
             raise ValueError("preprocessing is stated exactly for a teacher with an image tower")
         return self

@@ -11,8 +11,6 @@ of an evaluation set: `mmkd extract` writes them and `mmkd evaluate` finds rows 
       adenocarcinoma: [no tumour]
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain

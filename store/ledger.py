@@ -3,8 +3,6 @@ counts as absent. Finished entries are folded into one file per `FOLDED_SHARDS` 
 them. Whoever changes a finished shard takes its entries out of that file first, so an entry that is in both places is
 the same. Equal work gives equal bytes (times go to `runs/`)."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -62,7 +60,7 @@ class LedgerEntry(Document):
         """Return the checksum of this shard's chunk of one array; empty when the entry has none."""
         return getattr(self, f"{spec.name}_crc32c") or ""
 
-    def same_features(self, other: LedgerEntry) -> bool:
+    def same_features(self, other: "LedgerEntry") -> bool:
         """Return True if both vouch for the same arrays; sample rows may have got columns since."""
         return self == other.model_copy(update={"samples_sha256": self.samples_sha256})
 

@@ -1,7 +1,5 @@
 """FeatureStore: read-only access to a store for training, evaluation and inspection."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -81,7 +79,7 @@ class FeatureStore(Store):
         self._stamp = _stamp(root)
 
     @classmethod
-    def open(cls, path: str | PathLike[str] | RemotePath) -> FeatureStore:
+    def open(cls, path: str | PathLike[str] | RemotePath) -> "FeatureStore":
         """Open the store at `path`, a folder or URL (`s3://`, `gs://`, `az://`, `http(s)://`, `memory://`). Raises
         NotAStoreError, FormatVersionError, CorruptStoreError, UnreachableError; UserError for a bad URL scheme."""
         root = as_root(path)
@@ -122,7 +120,7 @@ class FeatureStore(Store):
         picked = {f"{slug}/{tower}": np.array(self.features(slug, tower)[numbers]) for slug, tower in towers}
         return {"row": numbers if np.ndim(numbers) else int(numbers)} | picked
 
-    def __reduce__(self) -> tuple[Callable[[str, StoreRecord], FeatureStore], tuple[str, StoreRecord]]:
+    def __reduce__(self) -> tuple[Callable[[str, StoreRecord], "FeatureStore"], tuple[str, StoreRecord]]:
         """Send a store to another process by its path; it is opened again there, and no feature is copied."""
         return _reopen, (str(self.root), self.record)
 

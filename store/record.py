@@ -1,7 +1,5 @@
 """The root group's attributes: format, size, corpora and creation time of a store."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass
 from os import PathLike
@@ -53,7 +51,7 @@ class CorpusRecord(Document):
         return self.towers != TOWERS
 
     @model_validator(mode="after")
-    def _labels_are_columns(self) -> CorpusRecord:
+    def _labels_are_columns(self) -> "CorpusRecord":
         taken = FIXED_NAMES & set(self.labels)
         if taken or len(set(self.labels)) < len(self.labels):
             raise ValueError(f"labels {self.labels} are not distinct names beside {sorted(FIXED_NAMES)}")
@@ -89,7 +87,7 @@ class StoreRecord(Document):
     versions: dict[str, str]
 
     @model_validator(mode="after")
-    def _grid_is_possible(self) -> StoreRecord:
+    def _grid_is_possible(self) -> "StoreRecord":
         per_shard = self.rows_per_shard
         if per_shard & (per_shard - 1) or not MIN_ROWS_PER_SHARD <= per_shard <= MAX_ROWS_PER_SHARD:
             raise ValueError(
@@ -156,7 +154,7 @@ class StoreRecord(Document):
         """Return what never changes in a store."""
         return self.created, self.rows_per_shard, self.shards_per_pack
 
-    def is_start_of(self, other: StoreRecord) -> bool:
+    def is_start_of(self, other: "StoreRecord") -> bool:
         """Return True if `other` is this store, perhaps with corpora appended or moved since."""
         ours, theirs = ([span.rows for span in record.spans()] for record in (self, other))
         facts = self.grid == other.grid

@@ -3,8 +3,6 @@ image once for all teachers, summed over threads), `await-read` and `await-decod
 `tokens`, `device` (passes were launched or waited for), `samples` (rows written), and for every teacher `image SLUG`
 and `text SLUG` (of the device) and `write SLUG`. `flops`: floating-point operations of `image SLUG`, `text SLUG`."""
 
-from __future__ import annotations
-
 import io
 import json
 import os
@@ -24,7 +22,7 @@ class RunLog:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         self.path = root / f"runs/{stamp}-{os.getpid()}.jsonl"
 
-    def __enter__(self) -> RunLog:
+    def __enter__(self) -> "RunLog":
         self.file: IO[str]
         if isinstance(self.path, RemotePath):
             self.file = io.StringIO()

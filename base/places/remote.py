@@ -5,8 +5,6 @@ All code takes a root and adds names with `/`; `as_root` alone decides whether b
 endpoints from the environment (`AWS_*`, `GOOGLE_*`, `AZURE_*`).
 """
 
-from __future__ import annotations
-
 import errno
 import importlib.util
 import re
@@ -40,7 +38,7 @@ class Stat(NamedTuple):
     """Changes with the object: its ETag, or else its time of modification."""
 
     @classmethod
-    def of(cls, found: Any) -> Stat:
+    def of(cls, found: Any) -> "Stat":
         """Build from results of obstore's `head` and `list`."""
         return cls(found["size"], str(found["e_tag"] or found["last_modified"] or ""))
 
@@ -58,7 +56,7 @@ class RemotePath:
     known: Stat | None = field(default=None, compare=False)
     """Properties, when the path comes from a listing."""
 
-    def __truediv__(self, name: str | PurePosixPath) -> RemotePath:
+    def __truediv__(self, name: str | PurePosixPath) -> "RemotePath":
         return RemotePath(self.origin, self.key / name)
 
     def __str__(self) -> str:
@@ -74,7 +72,7 @@ class RemotePath:
         return PurePosixPath(self.name.partition("?")[0]).suffix
 
     @property
-    def parent(self) -> RemotePath:
+    def parent(self) -> "RemotePath":
         return RemotePath(self.origin, self.key.parent)
 
     @property
@@ -86,7 +84,7 @@ class RemotePath:
         """True behind plain HTTP, where folders are listed by pages if at all."""
         return self.origin.startswith("http")
 
-    def resolve(self) -> RemotePath:
+    def resolve(self) -> "RemotePath":
         return self  # URLs are absolute
 
     def stat(self) -> Stat:
@@ -165,7 +163,7 @@ class RemotePath:
         else:
             raise FileNotFoundError(errno.ENOENT, "no such object", str(self))
 
-    def iterdir(self) -> Iterator[RemotePath]:
+    def iterdir(self) -> Iterator["RemotePath"]:
         """Yield objects and folders right below; nothing for a folder that is not there."""
         if self.is_web:
             yield from (self / name for name in linked_names(str(self)))
@@ -180,10 +178,10 @@ class RemotePath:
         for entry in found["objects"]:
             yield RemotePath(self.origin, PurePosixPath(entry["path"]), Stat.of(entry))
 
-    def glob(self, pattern: str) -> Iterator[RemotePath]:
+    def glob(self, pattern: str) -> Iterator["RemotePath"]:
         return (path for path in self.iterdir() if fnmatchcase(path.name, pattern))
 
-    def rglob(self, pattern: str) -> Iterator[RemotePath]:
+    def rglob(self, pattern: str) -> Iterator["RemotePath"]:
         """Yield objects at any depth; folders are no objects."""
         if self.is_web:
             for name in linked_names(str(self)):

@@ -1,7 +1,5 @@
 """`mmkd store import` and `mmkd store export`: convert from and to other layouts."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -114,7 +112,7 @@ def export(
     out: Path,
     layout: str,
     file: str | None,
-    images: ImageMode,
+    images: "ImageMode",
     allow_loss: tuple[str, ...],
     codec: str | None,
     keep_bits: int | None,
@@ -148,7 +146,7 @@ def export(
     click.echo(f"{what} written to {out}")
 
 
-def _original_counts(done: OriginalReport, images: ImageMode) -> str:
+def _original_counts(done: "OriginalReport", images: "ImageMode") -> str:
     what, incomplete = counted(done.samples, "sample"), f"{done.incomplete:,} without both features of any teacher"
     what += f" ({counted(done.left_out, 'row')} without any feature left out)" if done.left_out else ""
     what += f" ({incomplete}: the release's loader fails on them)" if done.incomplete else ""

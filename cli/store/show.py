@@ -1,7 +1,5 @@
 """`mmkd store show` and `mmkd store neighbors`: one row, one shard, nearest rows."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -182,7 +180,7 @@ def _shard_lines(source: FeatureStore, view: ShardView) -> Iterator[str]:
     yield from (f"  row {row['row']}  {row['key']}  {row['status']}: {row['reason']}" for row in view.failures)
 
 
-def draw(image: Image.Image) -> None:
+def draw(image: "Image.Image") -> None:
     """Draw a picture into the terminal by Sixel or Kitty's graphics, else half blocks. Raises UserError if standard
     output is not a terminal, or the package that draws is not installed."""
     if not sys.stdout.isatty():

@@ -2,8 +2,6 @@
 scikit-survival has this model, but under the GPL; lifelines' needs minutes for 512 columns. Tests hold the likelihood
 to torchsurv's and lifelines', and the coefficients to scikit-survival's."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +79,7 @@ class Cohort:
     event: Bools
     group: Objects
 
-    def take(self, chosen: NDArray[Any]) -> Cohort:
+    def take(self, chosen: NDArray[Any]) -> "Cohort":
         return Cohort(self.x[chosen], self.time[chosen], self.event[chosen], self.group[chosen])
 
 

@@ -1,7 +1,5 @@
 """One hidden layer over an image feature and a question feature that chooses an answer."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +19,7 @@ class Questions:
     text: Singles
     answer: Ints
 
-    def take(self, chosen: Bools) -> Questions:
+    def take(self, chosen: Bools) -> "Questions":
         return Questions(self.image[chosen], self.text[chosen], self.answer[chosen])
 
     def fused(self) -> torch.Tensor:

@@ -1,8 +1,6 @@
 """The description of an evaluation set as a corpus: its images or questions, what a table knows of them, its prompts.
 `mmkd extract` reads `source` and `prompts` of the description; all else belongs to `mmkd evaluate`."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib

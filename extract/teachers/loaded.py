@@ -1,7 +1,5 @@
 """A teacher in memory: the same front for every loader's model."""
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil
@@ -59,7 +57,7 @@ class LoadedTeacher:
         """Of one image, under (`image`, 0), and of one caption of so many tokens; empty until they are counted."""
         self.tune()
 
-    def in_precision(self, precision: Precision) -> LoadedTeacher:
+    def in_precision(self, precision: Precision) -> "LoadedTeacher":
         """Return the same weights with other arithmetic."""
         return LoadedTeacher(self.card, precision, self.device, self._model, self._tokenizer)
 

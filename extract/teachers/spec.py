@@ -1,8 +1,6 @@
 """A teacher as it is asked for, one small picklable value, and as it is used; see the docs for the entry point. Shapes:
 B batch, H and W the teacher's image size, L its context length, D its feature width."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
@@ -86,17 +84,17 @@ class Teacher(Protocol):
         """Identity; its digest goes into every ledger entry."""
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> "torch.device":
         """Device of the weights and of the input of `encode_*`."""
 
-    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+    def encode_images(self, pixels: "torch.Tensor") -> "torch.Tensor":
         """Encode images that have the teacher's geometry already. Returns float32 (B, D), the encoder's own output, not
         normalized unless the card says so. `pixels`: uint8 (B, C, H, W) on `device`: resized, cropped and in the card's
         color mode (C is 3 for RGB, 1 for L). Scaling to 0..1, mean and std are applied by the teacher."""
 
-    def tokenize(self, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
+    def tokenize(self, captions: list[str]) -> tuple["torch.Tensor", list[int]]:
         """Turn captions into token ids. Returns int64 (B, L) padded to the context length, and for every caption the
         number of tokens that it has before it is cut to the context (special tokens included)."""
 
-    def encode_texts(self, tokens: torch.Tensor) -> torch.Tensor:
+    def encode_texts(self, tokens: "torch.Tensor") -> "torch.Tensor":
         """Encode token ids int64 (B, L) on `device`; returns float32 (B, D) as `encode_images` does."""

@@ -1,7 +1,5 @@
 """Captions to token ids, exactly as a teacher's authors do it, with the length that each caption really has."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,7 +49,7 @@ class TokenizerPlan:
         hashes = {name: file_sha256(path) for name, path in files.items() if path.is_file()}
         return canonical_sha256({"files": hashes, "clean": self.clean, "mode": self.mode, "settings": self.settings})
 
-    def build(self) -> Tokenizer:
+    def build(self) -> "Tokenizer":
         return BuiltInBpe(self) if self.folder is None else FolderTokenizer(self)
 
 

@@ -10,8 +10,6 @@ A *pair* is one row's image and caption as one teacher sees them. Every rule giv
         - not: {where: "modality = 'plot'"}
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -130,7 +128,7 @@ class _Ranked(Frozen):
 class TeachersRule(_Ranked):
     """Drop rows kept for too few teachers; of many, keep the best."""
 
-    of: Rule
+    of: "Rule"
     at_least: int = Field(default=1, ge=1)
     at_most: int | None = Field(default=None, ge=1)
 
@@ -142,7 +140,7 @@ class TeachersRule(_Ranked):
 class PairsRule(_Ranked):
     """Keep a number of pairs: the best of those that `of` keeps. The threshold is found and printed."""
 
-    of: Rule | None = None
+    of: "Rule | None" = None
     target: int | None = Field(default=None, ge=1)
     share: float | None = Field(default=None, gt=0, lt=1)
 
@@ -154,9 +152,9 @@ class PairsRule(_Ranked):
 class Rule(OneOf):
     """Exactly one of these keys."""
 
-    all: tuple[Rule, ...] | None = Field(default=None, min_length=1)
-    any: tuple[Rule, ...] | None = Field(default=None, min_length=1)
-    none: Rule | None = Field(default=None, alias="not")
+    all: tuple["Rule", ...] | None = Field(default=None, min_length=1)
+    any: tuple["Rule", ...] | None = Field(default=None, min_length=1)
+    none: "Rule | None" = Field(default=None, alias="not")
     cosine: CosineRule | None = None
     rank: RankRule | None = None
     zero_shot: ZeroShotRule | None = None
@@ -167,7 +165,7 @@ class Rule(OneOf):
     teachers: TeachersRule | None = None
     pairs: PairsRule | None = None
 
-    def children(self) -> tuple[Rule, ...]:
+    def children(self) -> tuple["Rule", ...]:
         if self.kind in ("all", "any"):
             return tuple(self.chosen)
         if self.kind == "none":
