@@ -38,7 +38,7 @@ from mmkd.distill.train_step import Arithmetic, Model, Updater, count_arithmetic
 from mmkd.distill.views import TrainingViews, find_views
 from mmkd.distill.world import World
 from mmkd.store import FeatureStore
-from mmkd.store.layout import Tower
+from mmkd.store.layout import TOWERS, Tower
 
 _FEW = 64
 """Features of a teacher that are too few to judge it by: the mean of its scores is wrong by an eighth of their
@@ -241,7 +241,8 @@ def _judged(
     def count(shards: NDArray[np.int64]) -> NDArray[np.int64]:
         return teachers.present(pairs.rows[windows.inside(shards)]).sum(axis=0)
 
-    few, chosen = count(every[0]) < _FEW, {0}
+    # Policies judge teachers with both towers.
+    few, chosen = (count(every[0]) < _FEW) & [[towers == TOWERS] for towers in teachers.towers], {0}
     if few.any():
         chosen |= set(np.stack([count(shards) for shards in every])[:, few].argmax(axis=0).tolist())
     shards = np.concatenate([every[number] for number in sorted(chosen)])

@@ -10,9 +10,9 @@ from mmkd.base.images.recipe import Recipe, read_recipe
 from mmkd.base.text import counted
 from mmkd.extract.corpora import CorpusRow, Ignored, Part
 from mmkd.extract.corpora.row import INDEX_FAULTS
-from mmkd.extract.index import append_below, restore_parts
+from mmkd.extract.index import append_below, check_same_corpus, restore_parts
 from mmkd.store.record import CorpusSpan, Store
-from mmkd.store.samples import read_part
+from mmkd.store.samples import PartFiles, read_part
 from mmkd.store.writer import finish_append
 
 
@@ -92,7 +92,7 @@ def append_pictures(store: Store, recipe: Recipe, say: Callable[[str], object]) 
         images = counted(len(made) // recipe.count, "image")
         say(f"{recipe.kind}: {recipe.count} of each of {images}, rows {made.start:,} to {made.stop - 1:,}")
     if not known:
-        raise CorpusError(f"{store.root} has no image that {recipe.kind} can be made of; leave --{recipe.kind} out")
+        raise CorpusError(f"{store.root} has no image that {recipe.kind} can be made of; leave {recipe.option} out")
     return store
 
 
@@ -109,9 +109,24 @@ def pictures_of(store: Store, recipe: Recipe) -> set[int]:
     return found
 
 
-def restore_pictures(store: Store) -> int:
-    """As `restore_parts` for pictures."""
-    return sum(restore_parts(one, store) for one in derived_corpora(store))
+def restore_pictures(store: Store, say: Callable[[str], object]) -> int:
+    """As `restore_parts` for pictures; tells `say` of those that cannot be listed yet, as sample parts of an earlier
+    corpus are missing too."""
+    restored = 0
+    for one in derived_corpora(store):
+        span, files = check_same_corpus(one, store), PartFiles(store.root)
+        gone = [shard for shard in range(span.shards.stop) if shard not in files]
+        if not gone or gone[-1] < span.shards.start:
+            continue
+        if gone[0] in span.shards:
+            restored += restore_parts(one, store)
+        else:
+            first = next(own for own in reversed(store.record.input_spans) if own.shards.start <= gone[0]).corpus
+            say(
+                f"sample parts of {one.location} stay missing until those of {first.location} are there: "
+                f"`mmkd extract {first.location} {store.root}` lists them"
+            )
+    return restored
 
 
 def _differing(there: Recipe, wanted: Recipe) -> str:

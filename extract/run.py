@@ -110,7 +110,7 @@ def _prepared_store(corpus: Corpus, root: StorePath, per_shard: Callable[[int], 
     if not (root / "zarr.json").is_file():
         return make_store(corpus, root, per_shard)
     store = Store.open(root)
-    if restored := restore_parts(corpus, store) + restore_pictures(store):
+    if restored := restore_parts(corpus, store) + restore_pictures(store, say):
         say(f"{restored} sample parts were missing and are listed again from the corpus")
     return store
 

@@ -164,7 +164,25 @@ def test_color_families_refuse_gray(name: str) -> None:
         ({"families": {"fog": [1, 2, 3, 4, 5]}}, "no family 'fog'; there are jpeg, pixelate"),
         ({"families": {"jpeg": [9] * 5}, "severities": [1, 6]}, "severity 6 does not exist; expected some"),
         ({"families": {"jpeg": [9] * 4}}, "jpeg has 4 strengths, expected one for each severity"),
-        ({"families": {"jpeg": [9, 9, 9, 9, "bad"]}}, "jpeg cannot have the strength 'bad': "),
+        *(
+            (
+                {"families": {name: [strength] * 5}},
+                f"{name} cannot have the strength {re.escape(str(strength))}: expected {expected}",
+            )
+            for name, strength, expected in (
+                ("jpeg", 500, "a whole number from 1 to 100"),
+                ("jpeg", True, "a whole number from 1 to 100"),
+                ("jpeg", 9.5, "a whole number from 1 to 100"),
+                ("shot_noise", 0, "a number from 0.1 to 1e"),
+                ("gaussian_noise", math.nan, "a number from 0 to 10"),
+                ("gamma_up", [1], "a number from 0.01 to 100"),
+                ("zoom_blur", 1.1, "a list of a number from 1 to 10 and number from 0.001 to 1"),
+                ("zoom_blur", [1.1, 0], "a list of a number from 1 to 10 and number from 0.001 to 1"),
+                ("characters", [3], "a list of a whole number from 1 to 1000 and whole number from 3 to 100"),
+            )
+        ),
+        ({"families": {"jpeg": [9, 9, 9, 9, "bad"]}}, "jpeg cannot have the strength 'bad': expected a whole number"),
+        ({"kind": "views", "count": 2}, "mine.yaml: kind is 'views', expected 'corruptions'; leave it out"),
         ({"families": {}}, "families: "),
         ({"seed": 1}, "families: Field required"),
     ],
@@ -281,7 +299,7 @@ def test_a_family_that_images_cannot_have(tmp_path: Path) -> None:
     n, dim, rng = 24, 8, np.random.default_rng(0)
     color = np.arange(n) % 3 != 0
     recipe = Corruptions(
-        suite="mine", severities=(1,), families=dict.fromkeys(("jpeg", "saturate", "scanner"), (9,) * 5)
+        suite="mine", severities=(1,), families={"jpeg": (9,) * 5, "saturate": (0.1,) * 5, "scanner": (0.1,) * 5}
     )
     rows = [
         {"row": i, "key": f"k{i}", "caption": f"c{i}", "uri": f"{i}.png", "status": "ok", "image_sha256": f"{i}"}

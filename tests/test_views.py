@@ -20,15 +20,16 @@ from tiny_corpus import write_table_corpus
 from tiny_teachers import write_tiny_teacher
 
 from mmkd.base.errors import ConfigError, CorpusError, UserError
+from mmkd.base.images.corruptions import find_corruptions
 from mmkd.base.images.decoding import decode
 from mmkd.base.images.recipe import parse_recipe, read_recipe
 from mmkd.base.images.views import View, Views, draw
 from mmkd.cli.main import cli
 from mmkd.extract import decoding
 from mmkd.extract.corpora import open_corpus
-from mmkd.extract.derived import append_pictures
+from mmkd.extract.derived import append_pictures, restore_pictures
 from mmkd.extract.encode import Workbench
-from mmkd.extract.index import create_indexed_store
+from mmkd.extract.index import append_corpus, create_indexed_store, restore_parts
 from mmkd.extract.shard import SOURCE_COLUMNS, image_sources, retry_shard
 from mmkd.extract.teachers import Teacher
 from mmkd.extract.teachers.geometry import geometry_of, pixels_of
@@ -131,6 +132,8 @@ def test_views_of_a_recipe_differ_and_keep_within_it() -> None:
         ({"count": 2, "area": [0.5, 0.2]}, r"views.yaml: area: area is \[0.5, 0.2\], expected two shares above 0"),
         ({"count": 2, "seeds": 1}, "views.yaml: seeds: unknown key; did you mean 'seed'"),
         ({"seed": 1}, "views.yaml: count: Field required"),
+        ({"kind": ["x"], "count": 2}, r"views.yaml: kind is \['x'\], expected 'views'; leave it out, or name another"),
+        ({"kind": "corruptions", "count": 2}, "views.yaml: kind is 'corruptions', expected 'views'; leave it out"),
     ],
 )
 def test_a_recipe_that_cannot_be(tmp_path: Path, content: dict[str, object], message: str) -> None:
@@ -145,6 +148,8 @@ def test_what_is_no_number_and_no_file() -> None:
         parse_recipe("views", "many")
     with pytest.raises(UserError, match="kind 'dreams' is not among corruptions, views; install a newer mmkd"):
         read_recipe({"kind": "dreams", "count": 1}, "the store")
+    with pytest.raises(UserError, match=r"kind \['x'\] is not among corruptions, views"):
+        read_recipe({"kind": ["x"], "count": 1}, "the store")
 
 
 @pytest.fixture(scope="module")
@@ -258,8 +263,10 @@ def test_another_recipe_is_refused_in_one_line(scene: Path) -> None:
 def test_texts_alone_have_no_views(tmp_path: Path) -> None:
     (tmp_path / "texts.csv").write_text("key,caption\na,one\nb,two\n")
     store = create_indexed_store(open_corpus(str(tmp_path / "texts.csv")), tmp_path / "s")
-    with pytest.raises(CorpusError, match="s has no image that views can be made of; leave --views out"):
-        append_pictures(store, Views(count=2), lambda line: None)
+    for recipe in (Views(count=2), find_corruptions("ct")):
+        what = f"{recipe.kind} can be made of; leave {recipe.option} out"
+        with pytest.raises(CorpusError, match=f"s has no image that {what}"):
+            append_pictures(store, recipe, lambda line: None)
 
 
 def test_each_corpus_of_a_store_has_its_views(tmp_path: Path, teachers: dict[str, Teacher]) -> None:
@@ -282,6 +289,25 @@ def test_each_corpus_of_a_store_has_its_views(tmp_path: Path, teachers: dict[str
     assert [Path(span.corpus.root).name for span in Store.open(tmp_path / "s").record.spans()] == [
         *("a", "a", "moved", "moved")
     ]
+
+
+def test_pictures_wait_for_a_corpus_that_is_missing_too(tmp_path: Path) -> None:
+    tables = [write_table_corpus(tmp_path / name, 5) for name in ("a", "b")]
+    tables[1].write_text(tables[1].read_text().replace("\nk", "\nother"))
+    create_indexed_store(open_corpus(str(tables[0])), tmp_path / "s")
+    append_corpus(open_corpus(str(tables[1])), tmp_path / "s")
+    store = append_pictures(Store.open(tmp_path / "s"), Views(count=2), lambda line: None)
+    before, said = tree_digest(tmp_path / "s"), list[str]()
+    for shard in (0, 2, 3):  # the first corpus, and all views
+        (tmp_path / f"s/samples/{shard:05d}.parquet").unlink()
+    assert restore_pictures(store, said.append) == 0
+    assert said == [
+        f"sample parts of views of {table} stay missing until those of {tables[0]} are there: "
+        f"`mmkd extract {tables[0]} {tmp_path / 's'}` lists them"
+        for table in tables
+    ]
+    assert restore_parts(open_corpus(str(tables[0])), store) + restore_pictures(store, said.append) == 3
+    assert tree_digest(tmp_path / "s") == before
 
 
 def test_a_retry_brings_the_views_of_an_image_too(tmp_path: Path, teachers: dict[str, Teacher]) -> None:

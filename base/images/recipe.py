@@ -5,7 +5,7 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image
 from pydantic import Field
@@ -20,6 +20,9 @@ _KINDS = {"corruptions": "mmkd.base.images.corruptions:Corruptions", "views": "m
 class Recipe(Frozen):
     """How `count` pictures of each image are made. They depend on the recipe, the key of the image's row and the number
     of the picture alone, so that a row keeps its pictures when it moves to another store."""
+
+    option: ClassVar[str]
+    """Of `mmkd extract`, which asks for it."""
 
     kind: str
     count: int = Field(gt=0)
@@ -66,14 +69,22 @@ def parse_recipe(kind: str, text: str) -> Recipe:
     path = Path(text)
     if path.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"--{kind} is {text!r}, expected a number of pictures, or a YAML file that holds a `count`")
-    return read_recipe({"kind": kind} | read_mapping(path), path)
+    return read_recipe(of_kind(kind, path), path)
+
+
+def of_kind(kind: str, path: Path) -> dict[str, Any]:
+    """Return the mapping of a YAML file with this `kind`. Raises ConfigError if it names another, or cannot be read."""
+    content = {"kind": kind} | read_mapping(path)
+    if content["kind"] != kind:
+        raise ConfigError(f"{path}: kind is {content['kind']!r}, expected {kind!r}; leave it out, or name another file")
+    return content
 
 
 def read_recipe(content: Mapping[str, Any], where: Path | str) -> Recipe:
     """Return the recipe of a mapping with its `kind`; `corpus`, which a record adds, is passed over. Raises ConfigError
     for a wrong value; UserError for a kind that this mmkd does not know."""
     kind = content.get("kind")
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise UserError(f"{where}: kind {kind!r} is not among {', '.join(_KINDS)}; install a newer mmkd")
     module, _, name = _KINDS[kind].partition(":")
     found: Recipe = validated(

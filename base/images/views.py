@@ -4,7 +4,7 @@ the decoded pixels on, so that extraction and training, on any machine, see the 
 from dataclasses import dataclass
 from hashlib import blake2b
 from math import floor, sqrt
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from PIL import Image
@@ -16,6 +16,8 @@ from mmkd.base.images.recipe import Recipe
 class Views(Recipe):
     """Recipe of training views. The defaults change what a picture is of, not what it looks like: side, stain and
     window of a medical image carry meaning, so that mirroring and jitter are for those who know that theirs do not."""
+
+    option: ClassVar = "--views"
 
     kind: Literal["views"] = "views"
     count: int = Field(gt=0, le=1000)

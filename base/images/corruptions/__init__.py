@@ -3,16 +3,15 @@
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
 from pydantic import Field, model_validator
 
-from mmkd.base.config import read_mapping
 from mmkd.base.errors import ConfigError
-from mmkd.base.images.corruptions.effects import EFFECTS
-from mmkd.base.images.recipe import Recipe, read_recipe
+from mmkd.base.images.corruptions.effects import EFFECTS, RANGES
+from mmkd.base.images.recipe import Recipe, of_kind, read_recipe
 
 HERE = Path(__file__).parent
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -20,8 +19,11 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 class Corruptions(Recipe):
     """Recipe of corrupted pictures, every family at every severity, families in order: picture 1 is the first family at
-    the first severity. What is drawn (places, noise) is the same at all severities of a family. Random numbers are
-    NumPy's: the same bits as long as its generator has the same stream."""
+    the first severity. All severities of a family begin with the same random numbers: the same noise and places, but
+    for `shot_noise`, `bubble` and `characters`, which draw by their strength. Random numbers are NumPy's: the same bits
+    as long as its generator has the same stream."""
+
+    option: ClassVar = "--corrupt"
 
     kind: Literal["corruptions"] = "corruptions"
     suite: str
@@ -82,11 +84,15 @@ def _effect(family: str) -> str:
 
 
 def _strength_faults(name: str, strengths: Sequence[Any]) -> Iterator[str]:
+    ranges = RANGES[_effect(name)]
+    wanted = " and ".join(f"{'whole ' * (kind is int)}number from {low:g} to {high:g}" for kind, low, high in ranges)
     for strength in strengths:
-        try:
-            EFFECTS[_effect(name)](Image.new("RGB", (32, 32), "gray"), strength, np.random.default_rng(0))
-        except (ArithmeticError, TypeError, ValueError) as error:
-            yield f"{name} cannot have the strength {strength!r}: {error}"
+        numbers = strength if isinstance(strength, list | tuple) else [strength]
+        right = isinstance(strength, list | tuple) == (len(ranges) > 1) and len(numbers) == len(ranges)
+        for one, (kind, low, high) in zip(numbers, ranges, strict=False):
+            right &= type(one) in (int, kind) and low <= one <= high
+        if not right:
+            yield f"{name} cannot have the strength {strength!r}: expected a {'list of a ' * (len(ranges) > 1)}{wanted}"
 
 
 def find_corruptions(name: str) -> Corruptions:
@@ -96,6 +102,6 @@ def find_corruptions(name: str) -> Corruptions:
     path = Path(name) if Path(name).suffix in (".yaml", ".yml") else known.get(name)
     if path is None:
         raise ConfigError(f"no corruptions {name!r}: neither a YAML file nor one of {', '.join(known)}")
-    found = read_recipe({"kind": "corruptions", "suite": path.stem} | read_mapping(path), path)
+    found = read_recipe({"suite": path.stem} | of_kind("corruptions", path), path)
     assert isinstance(found, Corruptions)
     return found

@@ -220,3 +220,16 @@ EFFECTS: Final[MappingProxyType[str, Effect]] = MappingProxyType(
     }
 )  # fmt: skip
 """By name."""
+RANGES: Final[MappingProxyType[str, tuple[tuple[type, float, float], ...]]] = MappingProxyType(
+    {
+        "jpeg": ((int, 1, 100),), "pixelate": ((float, 0.001, 1),), "gaussian_noise": ((float, 0, 10),),
+        "speckle_noise": ((float, 0, 10),), "impulse_noise": ((float, 0, 1),), "shot_noise": ((float, 0.1, 1e9),),
+        "gaussian_blur": ((int, 1, 999),), "defocus_blur": ((float, 0, 100),),
+        "motion_blur": ((float, 0, 500), (float, 0.1, 500)), "zoom_blur": ((float, 1, 10), (float, 0.001, 1)),
+        "brightness": ((float, 0, 100),), "contrast": ((float, 0, 100),), "gamma": ((float, 0.01, 100),),
+        "saturate": ((float, 0, 1),), "bubble": ((int, 3, 1000), (int, 7, 1000)), "black_corner": ((float, 0, 2),),
+        "characters": ((int, 1, 1000), (int, 3, 100)), "stain": ((float, 0, 1),), "scanner": ((float, 0, 1),),
+        "dose": ((float, 0.001, 1),),
+    }
+)  # fmt: skip
+"""Type, least and largest value of each number of a strength, by effect."""
