@@ -52,6 +52,7 @@ from mmkd.distill.config import RunConfig
 from mmkd.distill.losses import unit
 from mmkd.distill.objective import StudentFeatures, make_objective
 from mmkd.distill.optimizer import lr_factor
+from mmkd.distill.order import Windows
 from mmkd.distill.policies import Standard, agreement, familiarity
 from mmkd.distill.presets import compose
 from mmkd.distill.teacher_features import TeacherTargets
@@ -126,6 +127,8 @@ class Scenario:
     """Domains that each teacher knows."""
     random: bool = False
     """Whether the student begins from random weights and its towers learn (random_towers.py)."""
+    windows: bool = False
+    """Whether the recipes are orders of the rows."""
 
 
 SCENARIOS = {
@@ -138,6 +141,8 @@ SCENARIOS = {
     "second, clean": Scenario("second"),
     "random weights, found": Scenario(vague=VAGUE_SHARE, wrong=WRONG_SHARE, random=True),
     "random weights, clean": Scenario(random=True),
+    "windows, found": Scenario(vague=VAGUE_SHARE, wrong=WRONG_SHARE, windows=True),
+    "windows, clean": Scenario(windows=True),
 }
 ALONE, REFERENCE = "pairs alone", "preset distil"
 _ALL: dict[str, Any] = {"policy": {"kind": "all", "by": "caption"}}
@@ -171,6 +176,13 @@ RECIPES: dict[str, dict[str, Any]] = {
     "distil, task 0.1, keys known": {"loss": {"task": 0.1}, "policy": {"keys": "known"}},
 }
 SHORT = tuple(RECIPES)[:3]
+SHARD = 64
+WINDOWS: dict[str, dict[str, Any]] = {
+    f"{REFERENCE}, windows of {together} shards, {how}": {"window": together, "mixed": mixed}
+    for mixed, how in ((True, "rows in random order"), (False, "rows by class"))
+    for together in (4, 8)
+}
+"""Shards of 64 rows; a window of four holds four batches."""
 """Recipes of every scenario of locked towers; the first two scenarios have all."""
 SLOW = (ALONE, "distil, task 0.1")
 """Recipes of students whose towers learn."""
@@ -180,6 +192,8 @@ def recipes_of(name: str) -> tuple[str, ...]:
     """The recipes that a scenario is run with."""
     if SCENARIOS[name].random:
         return SLOW
+    if SCENARIOS[name].windows:
+        return REFERENCE, *WINDOWS
     return tuple(RECIPES) if name in tuple(SCENARIOS)[:2] else SHORT
 
 
@@ -393,7 +407,7 @@ def beginning(made: Material, out: Path, scenario: Scenario, seed: int) -> tuple
 
 def run_config(recipe: dict[str, Any], seed: int) -> RunConfig:
     """The run of a recipe: what it changes, over preset `distil`."""
-    changes = {name: value for name, value in recipe.items() if name != "select"}
+    changes = {name: value for name, value in recipe.items() if name not in ("select", "window", "mixed")}
     content = {"preset": "distil", "store": "none", "out": "none", "student": {"model": "none"}, "seed": seed}
     return RunConfig.model_validate(compose(content | changes, DOCS))
 
@@ -416,7 +430,11 @@ def run(made: Material, out: Path, scenario: Scenario, recipe: dict[str, Any], s
     others = [part for module in (student, objective) for part in module.parameters() if part.ndim < 2]
     groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
-    plan = BatchPlan(keep, Schedule(len(keep), batch_size, -(-steps // (len(keep) // batch_size))), seed)
+    windows = None
+    if together := recipe.get("window"):
+        windows = Windows(np.arange(len(keep)), SHARD, together, seed)
+        keep = np.random.default_rng(0).permutation(keep) if recipe["mixed"] else keep
+    plan = BatchPlan(keep, Schedule(len(keep), batch_size, -(-steps // (len(keep) // batch_size))), seed, windows)
     for step, epoch, start, rows in plan.steps(0):
         if step == steps:
             break
@@ -533,7 +551,7 @@ def main() -> None:
             started = time.perf_counter()
             with reproducible(seed):
                 seen = kept_material(given.out, given.small_sets, scenario.corpus)
-                made = run(seen, given.out, scenario, RECIPES[recipe], seed)
+                made = run(seen, given.out, scenario, (RECIPES | WINDOWS)[recipe], seed)
             path.parent.mkdir(exist_ok=True)
             path.write_text(json.dumps(made))
             seconds = time.perf_counter() - started

@@ -147,8 +147,16 @@ def gpus() -> list[str]:
     return (named.split(",") if named else [str(index) for index in range(count)])[:count]
 
 
+def worker_gpus(cluster: ClusterConfig) -> list[str]:
+    """Return the GPU of each local worker process; nothing without a GPU. More processes than GPUs share them: the
+    interpreter's lock bounds what one process prepares."""
+    found = gpus()
+    return [found[number % len(found)] for number in range(cluster.workers or len(found))] if found else []
+
+
 class GpuCluster(LocalCluster):  # type: ignore[misc]  # dask has no type hints
-    """A local cluster whose n-th worker process sees the n-th GPU only. Used if dask-cuda is not installed."""
+    """A local cluster whose n-th worker process sees the n-th of these GPUs only. Used if dask-cuda is not installed,
+    or if processes share a GPU."""
 
     def __init__(self, devices: list[str], **options: Any) -> None:
         self._devices = devices
@@ -167,7 +175,7 @@ class GpuCluster(LocalCluster):  # type: ignore[misc]  # dask has no type hints
 
 @contextmanager
 def _local_client(cluster: ClusterConfig) -> Iterator[Client]:
-    devices = gpus()[: cluster.workers]
+    devices = worker_gpus(cluster)
     # Loopback only. No memory limit of Dask's own: it counts memory-mapped pages and would kill workers for them.
     options = {
         "threads_per_worker": _shards_at_once(cluster),
@@ -228,6 +236,8 @@ def settings_advice() -> str:
 def _local_cluster(cluster: ClusterConfig, devices: list[str], options: dict[str, Any]) -> Any:
     if not devices:
         return LocalCluster(n_workers=cluster.workers or default_workers(cluster), **options)
+    if len(set(devices)) < len(devices):
+        return GpuCluster(devices, **options)
     try:
         from dask_cuda import LocalCUDACluster  # noqa: PLC0415 (an extra that only machines with a GPU can use)
     except ImportError:

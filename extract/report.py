@@ -213,7 +213,7 @@ def summary_lines(report: RunReport) -> Iterator[str]:
 
 _LIMITS = {
     "reading": "raise worker.read_threads, or use a faster disk, or tars instead of single files",
-    "decoding": "give workers more cores (worker.decode_threads), or store the images smaller",
+    "decoding": "raise worker.decode_threads, start more workers, or store the images smaller",
     "tokenizing": "raise worker.shards_at_once, so that one shard is tokenized while the other has the device",
     "forward passes": "use more or faster devices, or half precision (worker.autocast: true)",
     "writing": "use a faster disk for the store, or raise worker.shards_at_once",

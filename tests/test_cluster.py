@@ -14,10 +14,10 @@ from typing import Any
 import dask
 import pytest
 import yaml
-from distributed import Client
 
 from mmkd.base.errors import ConfigError, UserError
-from mmkd.extract.cluster import GpuCluster, ScopedClient, dask_client
+from mmkd.extract import cluster as extract_cluster
+from mmkd.extract.cluster import ScopedClient, dask_client
 from mmkd.extract.cluster_config import ClusterConfig, keywords_of, load_cluster
 
 
@@ -84,11 +84,13 @@ def test_dasks_own_settings_hold_for_the_run_only(tmp_path: Path) -> None:
     assert dask.config.get("distributed.scheduler.worker-ttl") == before
 
 
-def test_each_process_sees_one_gpu() -> None:
-    options = {"threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "memory_limit": 0}
-    with GpuCluster(["3", "GPU-abc"], **options) as cluster, Client(cluster) as client:
-        client.wait_for_workers(2, timeout=60)
-        assert sorted(client.run(os.getenv, "CUDA_VISIBLE_DEVICES").values()) == ["3", "GPU-abc"]
+@pytest.mark.parametrize(("workers", "seen"), [(1, ["3"]), (None, ["3", "GPU-abc"]), (3, ["3", "3", "GPU-abc"])])
+def test_each_process_sees_one_gpu(monkeypatch: pytest.MonkeyPatch, workers: int | None, seen: list[str]) -> None:
+    monkeypatch.setattr(extract_cluster, "gpus", lambda: ["3", "GPU-abc"])
+    monkeypatch.setitem(sys.modules, "dask_cuda", None)
+    with dask_client(ClusterConfig(workers=workers)) as client:
+        client.wait_for_workers(len(seen), timeout=60)
+        assert sorted(client.run(os.getenv, "CUDA_VISIBLE_DEVICES").values()) == seen
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,27 @@ from extract_scene import MMKD, Scene, entries, mmkd
 from in_process import tree_digest
 from tiny_teachers import write_tiny_teacher
 
+from mmkd.cli.main import main
 from mmkd.store import FeatureStore
 
+Said = Callable[..., tuple[int, str, str]]
+
 pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Said:
+    """The command line in this process, which has torch already: status, output, errors."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mmkd", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdout", sys.stdout)  # a long command puts its own in front
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, *capsys.readouterr()
+
+    return run
 
 
 def test_the_store_is_complete_and_sound(scene: Scene) -> None:
@@ -26,11 +45,11 @@ def test_the_store_is_complete_and_sound(scene: Scene) -> None:
     assert store.summary().complete
 
 
-def test_running_again_does_nothing_and_says_so(scene: Scene) -> None:
+def test_running_again_does_nothing_and_says_so(scene: Scene, said: Said) -> None:
     before = tree_digest(scene.store)
-    done = mmkd("extract", scene.table, scene.store, "--teachers", scene.teachers)
-    assert done.returncode == 0, done.stderr
-    assert "0 shards to do" in done.stdout
+    status, output, errors = said("extract", scene.table, scene.store, "--teachers", scene.teachers)
+    assert status == 0, errors
+    assert "0 shards to do" in output
     assert tree_digest(scene.store) == before
 
 
@@ -110,24 +129,24 @@ def test_a_disk_that_fills_ends_in_one_line_and_loses_nothing(scene: Scene, tmp_
     assert tree_digest(store) == tree_digest(scene.store)
 
 
-def test_a_teacher_without_weights_is_one_line(scene: Scene, tmp_path: Path) -> None:
+def test_a_teacher_without_weights_is_one_line(scene: Scene, tmp_path: Path, said: Said) -> None:
     folder = write_tiny_teacher(tmp_path / "bare", seed=1)
     (folder / "open_clip_model.safetensors").unlink()
-    done = mmkd("extract", scene.table, tmp_path / "s", "--teachers", f"bare=local-dir:{folder}")
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("Error: ")
-    assert str(folder) in done.stderr
+    status, _, errors = said("extract", scene.table, tmp_path / "s", "--teachers", f"bare=local-dir:{folder}")
+    assert status == 1
+    assert errors.count("\n") == 1
+    assert errors.startswith("Error: ")
+    assert str(folder) in errors
     assert not (tmp_path / "s").exists()
 
 
-def test_a_store_of_other_weights_is_refused_and_left_alone(scene: Scene, tmp_path: Path) -> None:
+def test_a_store_of_other_weights_is_refused_and_left_alone(scene: Scene, tmp_path: Path, said: Said) -> None:
     other = write_tiny_teacher(tmp_path / "other", seed=9)
     before = tree_digest(scene.store)
-    done = mmkd("extract", scene.table, scene.store, "--teachers", f"tiny=local-dir:{other}")
-    assert done.returncode == 1
-    assert "weights, preprocessing or tokenizer differ" in done.stderr
-    assert done.stderr.count("\n") == 1
+    status, _, errors = said("extract", scene.table, scene.store, "--teachers", f"tiny=local-dir:{other}")
+    assert status == 1
+    assert "weights, preprocessing or tokenizer differ" in errors
+    assert errors.count("\n") == 1
     assert tree_digest(scene.store) == before
 
 
@@ -144,28 +163,38 @@ def test_a_store_of_other_weights_is_refused_and_left_alone(scene: Scene, tmp_pa
         (["export", "nowhere", "out"], "nowhere is not a run folder"),
     ],
 )
-def test_mistakes_end_in_one_line(scene: Scene, tmp_path: Path, arguments: list[str], message: str) -> None:
-    filled = [a.format(table=scene.table, teacher=scene.teachers) for a in arguments]
-    done = mmkd(*filled, cwd=tmp_path)
-    assert done.returncode == 1, done.stdout
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1, done.stderr
+def test_mistakes_end_in_one_line(
+    scene: Scene, tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, output, errors = said(*(a.format(table=scene.table, teacher=scene.teachers) for a in arguments))
+    assert status == 1, output
+    assert message in errors
+    assert errors.count("\n") == 1, errors
 
 
-def test_a_pickle_is_opened_only_when_told_and_another_architecture_is_one_line(scene: Scene, tmp_path: Path) -> None:
+def test_a_process_says_what_the_command_line_says_in_this_one(tmp_path: Path, said: Said) -> None:
+    done = mmkd("store", "info", tmp_path / "nowhere")
+    assert (done.returncode, done.stdout, done.stderr) == said("store", "info", tmp_path / "nowhere")
+    assert done.returncode == 1
+
+
+def test_a_pickle_is_opened_only_when_told_and_another_architecture_is_one_line(
+    scene: Scene, tmp_path: Path, said: Said
+) -> None:
     import numpy as np
     import torch
 
     torch.save({"state_dict": {"a": torch.zeros(2)}, "loss": np.float64(1.5)}, tmp_path / "w.pt")
     card = tmp_path / "odd.yaml"
     card.write_text("slug: odd\nsource: local-dir:.\nweights: [w.pt]\noptions: {architecture: ViT-B-32}\n")
-    refused = mmkd("extract", scene.table, tmp_path / "s", "--teachers", card)
-    assert refused.returncode == 1
-    assert "trust_pickle: true" in refused.stderr
-    assert refused.stderr.count("\n") == 1
+    status, _, errors = said("extract", scene.table, tmp_path / "s", "--teachers", card)
+    assert status == 1
+    assert "trust_pickle: true" in errors
+    assert errors.count("\n") == 1
     card.write_text(card.read_text() + "trust_pickle: true\n")
-    trusted = mmkd("extract", scene.table, tmp_path / "s", "--teachers", card, "--workers", 1)
-    assert trusted.returncode == 1
-    (line,) = [line for line in trusted.stderr.splitlines() if line.startswith("Error:")]
+    status, _, errors = said("extract", scene.table, tmp_path / "s", "--teachers", card, "--workers", 1)
+    assert status == 1
+    (line,) = [line for line in errors.splitlines() if line.startswith("Error:")]
     assert "visual.conv1.weight" in line  # the architecture's own keys, which the file does not have
-    assert "Traceback" not in trusted.stderr
+    assert "Traceback" not in errors
