@@ -336,8 +336,8 @@ def test_a_family_that_images_cannot_have(tmp_path: Path) -> None:
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
     (report,) = measure_corruptions(load_suite(tmp_path / "suite.yaml"))
     assert report.notes == (
-        "saturate lacks 8 of 24 images", "scanner lacks 24 of 24 images; left out",
-        "rows `all` are of the 16 images that no family lacks but those left out",
+        "saturate: 8 of 24 images have no such picture", "scanner: 24 of 24 images have no such picture; left out",
+        "rows `all` are of the 16 images that have a picture of every family in them",
     )  # fmt: skip
 
     def directions(values: np.ndarray) -> np.ndarray:
