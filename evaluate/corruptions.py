@@ -231,9 +231,10 @@ def _losses(recipe: Corruptions, seen: Bools) -> list[str]:
         for count in sorted({*lost.values()} - {0}):
             severities = [str(at) for at in lost if lost[at] == count]
             where = "" if len(severities) == len(lost) else f" at severity {', '.join(severities)}"
-            notes.append(f"{family}{where} lacks {count} of {n} images{'; left out' if count == n else ''}")
+            end = "; left out" if count == n else ""
+            notes.append(f"{family}{where}: {count} of {n} images have no such picture{end}")
     if (counts % max(1, n)).any():
-        notes.append(f"rows `all` are of the {_common(seen).sum()} images that no family lacks but those left out")
+        notes.append(f"rows `all` are of the {_common(seen).sum()} images that have a picture of every family in them")
     return notes
 
 

@@ -15,11 +15,12 @@ except ImportError:  # Windows: two processes may fetch a file at the same time
     fcntl = None  # type: ignore[assignment]
 
 from mmkd.base.errors import StoreError
-from mmkd.base.files import disk_errors, remove_file, write_atomically
+from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors, remove_file, write_atomically
 
 _LOCK = ".lock"
-_OWN = re.compile(r"[0-9a-f]{12}-.+-\d{5,}-[0-9a-f]{8}")
-"""Names that `fetch` gives: store, array, shard, checksum. A user may name a folder that has other files."""
+_OWN = re.compile(rf"\.?[0-9a-f]{{12}}-.+-\d{{5,}}-[0-9a-f]{{8}}(\..+{TEMPORARY_SUFFIX})?")
+"""Names that `fetch` gives: store, array, shard, checksum; and those that a killed process left of one. A user may name
+a folder that has other files."""
 
 
 @dataclass
