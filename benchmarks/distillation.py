@@ -176,6 +176,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "distil, task 0.1, keys known": {"loss": {"task": 0.1}, "policy": {"keys": "known"}},
 }
 SHORT = tuple(RECIPES)[:3]
+"""Recipes of every scenario of locked towers; the first two scenarios have all."""
 SHARD = 64
 WINDOWS: dict[str, dict[str, Any]] = {
     f"{REFERENCE}, windows of {together} shards, {how}": {"window": together, "mixed": mixed}
@@ -183,7 +184,6 @@ WINDOWS: dict[str, dict[str, Any]] = {
     for together in (4, 8)
 }
 """Shards of 64 rows; a window of four holds four batches."""
-"""Recipes of every scenario of locked towers; the first two scenarios have all."""
 SLOW = (ALONE, "distil, task 0.1")
 """Recipes of students whose towers learn."""
 

@@ -367,11 +367,6 @@ class RunConfig(Frozen):
     monitor: MonitorConfig = MonitorConfig()
     logging: LoggingConfig = LoggingConfig()
 
-    @property
-    def cache_folder(self) -> Path:
-        """Folder for what is fetched of a store behind a URL."""
-        return self.data.cache or self.out / "cache"
-
     def faults(self) -> Iterator[str]:
         """Yield what `data.order` cannot serve."""
         if self.data.order == "windows" and "bank" in self.loss.teacher_terms:

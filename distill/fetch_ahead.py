@@ -4,7 +4,7 @@ of the next window while the steps of this one run."""
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -23,8 +23,9 @@ from mmkd.store.layout import TOWERS, Tower
 
 
 def open_store(config: RunConfig, scratch: Path | None = None) -> FeatureStore:
-    """Open the store of a run; one behind a URL gets a cache, in `scratch` where that is given. Raises ConfigError if
-    its order reads random rows, or its features are to be resident; otherwise as `FeatureStore.open`."""
+    """Open the store of a run; one behind a URL gets a cache: `data.cache`, or in `scratch` where that is given, or
+    `out`. Raises ConfigError if its order reads random rows, or its features are to be resident; otherwise as
+    `FeatureStore.open`."""
     store = FeatureStore.open(config.store)
     if isinstance(store.root, RemotePath):
         if config.data.order != "windows":
@@ -38,7 +39,7 @@ def open_store(config: RunConfig, scratch: Path | None = None) -> FeatureStore:
                 f"store with `mmkd store pull {store.root} FOLDER`"
             )
         name = hashlib.sha256(f"{store.root} {store.record.created}".encode()).hexdigest()[:12]
-        folder = config.cache_folder if scratch is None else scratch / "cache"
+        folder = config.data.cache or (scratch or config.out) / "cache"
         store.cache = Cache(folder, int(config.data.cache_gb * 1e9), name)
     return store
 
@@ -113,9 +114,12 @@ class FetchAhead:
             self._begin(epoch, number, shards)
 
     def read(self, shards: NDArray[np.int64]) -> None:
-        """Fetch the features of some shards together. Raises as a call does."""
-        for job in [self._pool.submit(job) for job in self._features(shards)]:
-            job.result()
+        """Fetch the features of some shards together. Raises as a call does, and is closed then."""
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            for job in [self._pool.submit(job) for job in self._features(shards)]:
+                job.result()
+            undo.pop_all()
 
     def _begin(self, epoch: int, number: int, shards: NDArray[np.int64]) -> list[Future[Path]]:
         """Submit a window once; return the futures of its images."""

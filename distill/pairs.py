@@ -29,7 +29,6 @@ from mmkd.distill.teacher_features import taught_bits, unpack_taught
 from mmkd.distill.world import World
 from mmkd.store import FeatureStore
 from mmkd.store.encoding import VALID
-from mmkd.store.layout import TOWERS
 from mmkd.store.samples import sample_schema, shard_table
 
 FOLDER = "tokens"
@@ -159,7 +158,7 @@ class PairSource:
                 else:
                     kept = chosen[first:last, [order.index(slug) for slug in self.slugs]]
                 # Of a view or further caption there is one tower by design.
-                single = store.record.span_of(first).corpus.towers != TOWERS
+                single = store.record.span_of(first).corpus.is_linked
                 bits = {"bits": taught_bits(valid, cards, kept, unpaired=self.unpaired or single)}
                 have = np.asarray(bits["bits"].any(axis=1))[table["row"].to_numpy() - first]
                 usable = pc.and_(usable, pa.array(have))

@@ -81,7 +81,7 @@ class Run:
         """Write the configuration, in the first rank, and delete what killed runs left. Raises StoreError as `save`."""
         if self.world.first:
             out = self.config.out
-            cache = self.config.cache_folder.resolve()
+            cache = (self.config.data.cache or out / "cache").resolve()
             for leftover in temporary_files(out):
                 if leftover.parent.resolve() != cache:  # other runs fetch into it too
                     leftover.unlink(missing_ok=True)

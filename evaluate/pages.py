@@ -216,7 +216,9 @@ def corruption_figure(report: CorruptionReport, task: str) -> Figure:
             limits = np.array([(one.severity, one.low, one.high) for one in found]).T
             panel.fill_between(*limits, color=line.get_color(), alpha=0.15, linewidth=0)
         panel.tick_params(labelsize=7)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
+    # Of all panels: a model may lack the first family.
+    named = {name: line for panel in panels for line, name in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend([*named.values()], [*named], loc="outside lower center", ncols=4, fontsize=7)
     return figure
 
 

@@ -15,11 +15,12 @@ except ImportError:  # Windows: two processes may fetch a file at the same time
     fcntl = None  # type: ignore[assignment]
 
 from mmkd.base.errors import StoreError
-from mmkd.base.files import disk_errors, remove_file, write_atomically
+from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors, remove_file, write_atomically
 
 _LOCK, _ACCOUNT = ".lock", ".bytes"
-_OWN = re.compile(r"[0-9a-f]{12}-.+-\d{5,}-[0-9a-f]{8}")
-"""Names that `fetch` gives: store, array, shard, checksum. A user may name a folder that has other files."""
+_OWN = re.compile(rf"\.?[0-9a-f]{{12}}-.+-\d{{5,}}-[0-9a-f]{{8}}(\..+{TEMPORARY_SUFFIX})?")
+"""Names that `fetch` gives: store, array, shard, checksum; and those that a killed process left of one. A user may name
+a folder that has other files."""
 
 
 @dataclass
@@ -51,13 +52,14 @@ class Cache:
 
     @property
     def room(self) -> int:
-        """Most bytes that stay when others have to go: a little less than the limit, so that it is not looked at every
-        file for each one that comes."""
+        """Most bytes that stay when files have to go: a little less than the limit, so that the folder is not listed
+        again for the next file."""
         return self.limit - self.limit // 32
 
     def _make_room(self, size: int) -> None:
         """Count `size` more bytes; if they do not fit, delete the files that were asked for longest ago until they do.
-        A file has the count; it may be too high, after a kill or if a user deletes files, and is then corrected."""
+        The count is kept in a file. After a kill, or if a user deletes files, it is too high, and corrected when it
+        reaches the limit."""
         if size > self.room:
             raise StoreError(f"{self.folder}: a file of {size:,} bytes is over the limit of {self.room:,}; raise it")
         account = self.folder / _ACCOUNT

@@ -47,17 +47,20 @@ def disks_are_not_waited_for() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
-    """2048 rows, a tiny teacher, and the store of an uninterrupted run on two local workers."""
-    from extract_scene import ROWS, Scene, ended
+    """2048 rows, a tiny teacher, and the store that a run in this process makes of them."""
+    from extract_scene import ROWS, Scene
+    from in_process import load, run
     from tiny_corpus import write_table_corpus
     from tiny_teachers import write_tiny_teacher
+
+    from mmkd.store.fold import fold
+    from mmkd.store.record import Store
 
     root = tmp_path_factory.mktemp("scene")
     table = write_table_corpus(root / "corpus", ROWS)
     made = Scene(table, write_tiny_teacher(root / "teacher", seed=1, embed_dim=1024), root / "store")
-    done = ended(made.command(made.store, "--workers", 2))
-    assert done.returncode == 0, done.stderr
-    assert f"rows: {ROWS:,} ok" in done.stdout
+    run(table, made.store, load({"tiny": made.teacher}, "tiny"))
+    fold(Store.open(made.store))
     return made
 
 

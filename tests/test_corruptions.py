@@ -36,7 +36,7 @@ from mmkd.evaluate import load_suite
 from mmkd.evaluate.corruptions import corrupted_rows, measure_corruptions
 from mmkd.evaluate.dataset import Samples, load_dataset
 from mmkd.evaluate.features import Features
-from mmkd.evaluate.pages import write_corruptions
+from mmkd.evaluate.pages import corruption_figure, write_corruptions
 from mmkd.evaluate.tasks import TASKS
 from mmkd.extract.corpora import open_corpus
 from mmkd.extract.derived import append_pictures
@@ -372,6 +372,10 @@ def test_a_family_that_images_cannot_have(tmp_path: Path) -> None:
         ["alpha", "all", "16"],
     ]
     assert write_corruptions(tmp_path, report).read_text().count("<svg") == 3
+    lacking = tuple(dataclasses.replace(one, model="beta") for one in report.drops if one.family != "jpeg")
+    both = dataclasses.replace(report, models=("alpha", "beta"), drops=report.drops + lacking)
+    (legend,) = corruption_figure(both, "features").legends
+    assert [text.get_text() for text in legend.get_texts()] == ["alpha", "beta"]
 
 
 def test_command_writes_a_page_and_a_file(scene: Path) -> None:

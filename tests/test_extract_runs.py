@@ -11,6 +11,11 @@ from extract_scene import MMKD, Scene, ended, entries, kill_session, mmkd, setti
 from in_process import tree_digest
 from tiny_corpus import write_table_corpus
 
+from mmkd.base.errors import StoreError
+from mmkd.extract.config import ExtractConfig
+from mmkd.extract.run import extract
+from mmkd.extract.teachers import parse_teachers
+
 pytestmark = pytest.mark.timeout(900)
 
 
@@ -40,12 +45,13 @@ def test_a_dry_run_measures_and_leaves_nothing(scene: Scene, tmp_path: Path) -> 
     assert "first 300 rows" in refused.stderr
 
 
+@pytest.mark.integration
 def test_nothing_is_left_of_a_store_that_could_not_be_made(scene: Scene, tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "thesis.tex").write_text("mine")
-    done = ended(scene.command(tmp_path / "store"))
-    assert done.returncode == 1
-    assert "is not empty (found thesis.tex)" in done.stderr
+    (teacher,) = parse_teachers(scene.teachers)
+    with pytest.raises(StoreError, match=r"is not empty \(found thesis\.tex\)"):
+        extract(ExtractConfig(corpus=str(scene.table), store=tmp_path / "store", teachers=(teacher,)), say=print)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
     shutil.rmtree(tmp_path / "store")
 

@@ -44,6 +44,7 @@ def test_kill_9_of_a_worker(scene: Scene, tmp_path: Path, seed: int) -> None:
     os.kill(chance.choice(pids), signal.SIGKILL)
     assert run.wait(timeout=600) == 0, log.read_text()
     assert scene.same(store)
+    assert f"rows: {ROWS:,} ok" in log.read_text()
     # One shard was in hand, if that: it was done again, and nothing else was.
     assert ROWS <= rows_done(store) <= ROWS + SHARD
     assert "Traceback" not in log.read_text()

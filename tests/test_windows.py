@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
@@ -35,6 +36,7 @@ from mmkd.base.places import connection
 from mmkd.base.places.remote import as_root
 from mmkd.distill.checkpoint import find_checkpoint, read
 from mmkd.distill.config import PolicyConfig, load_run
+from mmkd.distill.fetch_ahead import FetchAhead, open_store
 from mmkd.distill.order import Windows
 from mmkd.distill.policies import make_policy
 from mmkd.distill.prepare import prepare
@@ -100,6 +102,9 @@ def test_a_cache_holds_what_was_asked_for_last(tmp_path: Path) -> None:
 
     (tmp_path / "c/000000000000-alpha-image-of-mine").mkdir(parents=True)
     (tmp_path / "c/precious.bin").write_bytes(bytes(999))
+    killed = tmp_path / f"c/.{12 * '0'}-alpha-image-00000-0000000d.node17-42-0a1b2c3d.mmkd-tmp"
+    killed.write_bytes(bytes(200))
+    os.utime(killed, (0, 0))
 
     for name in "abacab":
         assert fetch(name) == name.encode() * 100
@@ -365,6 +370,27 @@ def test_a_dry_run_writes_nothing_to_the_runs_folder(wide_scene: Path, distant: 
     assert found is not None
     assert found.rows == {"pair": ROWS}
     assert not config.out.exists()
+
+
+def test_a_dry_run_fetches_into_the_cache_that_is_named(
+    wide_scene: Path, tmp_path: Path, distant: tuple[str, SlowS3]
+) -> None:
+    for data, folder in (({}, tmp_path / "dry/cache"), ({"cache": str(tmp_path / "mine")}, tmp_path / "mine")):
+        store = open_store(load_run(run_of(wide_scene, "dry-named", store=distant[0], data=data)), tmp_path / "dry")
+        assert store.cache is not None
+        assert store.cache.folder == folder
+
+
+def test_nothing_is_fetched_any_more_where_reading_ahead_failed() -> None:
+    def fail() -> None:
+        raise UnreachableError("gone")
+
+    ahead: Any = object.__new__(FetchAhead)
+    ahead._pool = ThreadPoolExecutor(2)
+    ahead._features = lambda _: [fail, lambda: time.sleep(0.2)]
+    with pytest.raises(UnreachableError, match="gone"):
+        ahead.read(np.array([0]))
+    assert not any(thread.is_alive() for thread in ahead._pool._threads)
 
 
 def test_fetching_ends_where_no_batch_is_taken_and_where_pictures_cannot_be_made(wide_scene: Path) -> None:
