@@ -17,7 +17,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.functional import resized_crop
 
-from mmkd.base.errors import ConfigError, IncompleteStoreError, UserError, cause
+from mmkd.base.errors import ConfigError, IncompleteStoreError, MmkdError, UserError, cause
 from mmkd.base.images.decoding import decode
 from mmkd.base.images.source import ImageError, ImageSource
 from mmkd.base.images.uri import image_source
@@ -144,6 +144,8 @@ class _Rows(Dataset[Any]):
                 # Not torch.manual_seed: it also queues a call for CUDA, with a traceback, for every image.
                 torch.default_generator.manual_seed(state)
                 return self.make(epoch, row, data)
+        except MmkdError as error:
+            return error
         except (ImageError, OSError) as error:
             return UserError(
                 f"image of row {row}, {self.images.name(row)}: {error}; it was sound when extracted: bring it back, "
@@ -155,7 +157,8 @@ class _Rows(Dataset[Any]):
 def _load(
     rows: _Rows, collate: Callable[[list[Any]], Any], wanted: Wanted, workers: int, *, pin: bool
 ) -> Iterator[Any]:
-    """Start the workers, and return their collated batches. Raises UserError, on iteration, if an image is gone."""
+    """Start the workers, and return their collated batches. Raises UserError, on iteration, if an image is gone; and
+    what `read` raises."""
     loader = DataLoader(
         rows,
         batch_sampler=([(epoch, row) for row in numbers.tolist()] for epoch, numbers in wanted),
@@ -170,11 +173,11 @@ def _load(
 
 
 def _collate(collate: Callable[[list[Any]], Any], items: list[Any]) -> Any:
-    return next((item for item in items if isinstance(item, UserError)), None) or collate(items)
+    return next((item for item in items if isinstance(item, MmkdError)), None) or collate(items)
 
 
 def _sound(batch: Any) -> Any:
-    if isinstance(batch, UserError):
+    if isinstance(batch, MmkdError):
         raise batch
     return batch
 

@@ -19,7 +19,7 @@ from tiny_corpus import picture, png, write_table_corpus
 from tiny_run import quiet, write_run, write_scene
 from tiny_teachers import write_tiny_teacher
 
-from mmkd.base.errors import ConfigError, IncompleteStoreError, UserError
+from mmkd.base.errors import ConfigError, CorruptStoreError, IncompleteStoreError, UserError
 from mmkd.distill.config import load_run
 from mmkd.distill.images import StoredImages
 from mmkd.distill.prepare import prepare
@@ -159,6 +159,16 @@ def test_training_needs_no_corpus_when_inputs_are_there(away: Path) -> None:
     assert losses[0] == losses[1]
     with pytest.raises(UserError, match=r"file not found.*train from `inputs`"):
         quiet(write_run(away, "corpus", data={"images": "corpus"}))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_file_of_inputs_is_one_line(away: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    def refuse(self: Inputs, row: int) -> None:
+        raise CorruptStoreError("inputs/00000 is damaged")
+
+    monkeypatch.setattr(Inputs, "jpeg", refuse)
+    with pytest.raises(CorruptStoreError, match=r"^inputs/00000 is damaged$"):
+        quiet(write_run(away, f"damaged-{workers}", data={"workers": workers}))
 
 
 def test_data_workers_end_in_peace(away: Path) -> None:
