@@ -47,22 +47,22 @@ def disk_errors(path: StorePath) -> Iterator[None]:
         ) from error
 
 
-def write_atomically(path: StorePath, data: bytes | memoryview) -> None:
-    """Write `data` to `path` atomically, creating parent folders. Raises StoreError, UnreachableError if it cannot be
-    written; nothing is left behind."""
+def write_atomically(path: StorePath, data: bytes | memoryview, durable: bool = True) -> None:
+    """Write `data` to `path` atomically, creating parent folders. `durable`: outlive a power cut. Raises StoreError,
+    UnreachableError if it cannot be written; nothing is left behind."""
     if isinstance(path, RemotePath):
         path.write_bytes(data)
         return
-    write_parts_atomically(path, (data,))
+    write_parts_atomically(path, (data,), durable)
 
 
-def write_parts_atomically(path: StorePath, parts: Iterable[bytes | memoryview]) -> None:
+def write_parts_atomically(path: StorePath, parts: Iterable[bytes | memoryview], durable: bool = True) -> None:
     """Write `parts` one after the other as `write_atomically` does; on a disk one of them is in memory at a time."""
     if isinstance(path, RemotePath):
         path.write_bytes(b"".join(parts))
         return
     target = regular_target(path)
-    with _finished_beside(target, parts) as temporary:
+    with _finished_beside(target, parts, durable) as temporary:
         temporary.replace(target)
 
 
@@ -90,7 +90,7 @@ def create_atomically(path: StorePath, data: bytes | memoryview) -> bool:
 
 
 @contextmanager
-def _finished_beside(path: Path, parts: Iterable[bytes | memoryview]) -> Iterator[Path]:
+def _finished_beside(path: Path, parts: Iterable[bytes | memoryview], durable: bool = True) -> Iterator[Path]:
     # A unique name per attempt: two processes may redo the same shard at once.
     writer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     temporary = path.with_name(f".{path.name}.{writer}{TEMPORARY_SUFFIX}")
@@ -101,7 +101,8 @@ def _finished_beside(path: Path, parts: Iterable[bytes | memoryview]) -> Iterato
                 _claim(file)
                 file.writelines(parts)
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
                 yield temporary
         finally:
             temporary.unlink(missing_ok=True)

@@ -26,7 +26,9 @@ import torch
 from PIL import Image
 
 from mmkd.base.process import keep_freed_memory
+from mmkd.benchmarks.extract import shards_of
 from mmkd.benchmarks.result import Row, main
+from mmkd.benchmarks.slow_s3 import slow_bucket
 from mmkd.distill.batches import Batch
 from mmkd.distill.config import RunConfig, StudentConfig
 from mmkd.distill.prepare import prepare
@@ -34,6 +36,8 @@ from mmkd.distill.run import Run
 from mmkd.distill.student import Towers, build_student
 from mmkd.distill.world import World
 from mmkd.store import Preprocessing, TeacherCard
+from mmkd.store.inputs import SCHEMA as INPUTS
+from mmkd.store.inputs import write_inputs
 from mmkd.store.record import CorpusRecord
 from mmkd.store.samples import read_part, sample_schema
 from mmkd.store.writer import ShardFeatures, add_teacher, create_store, iter_shards, write_shard
@@ -50,6 +54,7 @@ LITE = {"timm_model_name": "efficientnet_lite0", "timm_model_pretrained": False,
 # Random features all the same: nothing here looks at values.
 SIZES = {"x 1": 1_000, "x 10": 10_000, "x 100": 100_000}
 MEMORY_DIM = 64
+REQUEST_SECONDS, STEP_SECONDS = 0.03, 0.05
 
 
 def make_store(root: Path, rows: int, teachers: int, dim: int) -> None:
@@ -77,11 +82,11 @@ def make_store(root: Path, rows: int, teachers: int, dim: int) -> None:
             write_shard(store, card, shard, ShardFeatures(features, features, valid), read_part(root, shard)[1])
 
 
-def prepared(store: Path, name: str, device: torch.device, **changes: Any) -> Run:
-    """A run of the small student over a store, ready for its first step."""
+def prepared(store: Path, name: str, device: torch.device, url: str = "", **changes: Any) -> Run:
+    """A run of the small student over a store, ready for its first step. `url`: where it is read from."""
     student = store.parent / "student.json"
     student.write_text(json.dumps(STUDENT))
-    base = {"store": store, "out": store.parent / name, "student": {"model": str(student)}, "batch_size": BATCH}
+    base = {"store": url or store, "out": store.parent / name, "student": {"model": str(student)}, "batch_size": BATCH}
     config = RunConfig.model_validate(base | {"epochs": 10_000, "data": {"workers": 1}} | changes)
     return prepare(config, World(device))
 
@@ -235,6 +240,34 @@ def layout_row(folder: Path, device: torch.device) -> Row:
     return row(what, "contiguous", found["chosen"], found["other"], "< 1")
 
 
+def remote_row(folder: Path) -> Row:
+    """Share of the time that steps wait for a store behind S3, after the first batch; the epoch's second half and the
+    next epoch's first are in it."""
+    root, batch, shard = folder / "remote" / "store", 64, 256
+    shards_of(shard)
+    make_store(root, 8_192, TEACHERS, DIM)
+    jpeg = (root.parent / "picture.jpg").read_bytes()
+    for number in range(8_192 // shard):
+        rows = range(number * shard, (number + 1) * shard)
+        columns = {"row": list(rows), "image_sha256": ["-"] * shard, "jpeg": [jpeg] * shard}
+        write_inputs(root, number, 96, pa.table(columns, schema=INPUTS))
+    with slow_bucket(root.parent, REQUEST_SECONDS) as bucket:
+        data = {"order": "windows", "window": 8, "cache": folder / "cache", "workers": 1}
+        run = prepared(root, "remote", torch.device("cpu"), f"{bucket}/store", batch_size=batch, data=data)
+        with closing(run.batches.from_step(0)) as batches:
+            next(batches)
+            waited, began = 0.0, time.perf_counter()
+            for _ in range(192):
+                asked = time.perf_counter()
+                next(batches)
+                waited += time.perf_counter() - asked
+                time.sleep(STEP_SECONDS)
+            whole = time.perf_counter() - began
+    what = f"share of waiting, batch {batch}, steps of {STEP_SECONDS * 1e3:.0f} ms, {TEACHERS} teachers of {DIM}"
+    note = f"a server with {REQUEST_SECONDS * 1e3:.0f} ms a request; windows of 8 shards of {shard} rows, JPEGs too"
+    return Row(what=f"{what}, store behind S3", value=waited / whole, goal="<= 0.02", note=note)
+
+
 def peak_of_steps(root: Path, told: Any) -> None:
     """Private memory (not the mapped pages) after a few steps over a store, in a process of its own."""
     run = prepared(root, "memory", torch.device("cpu"), data={"workers": 0})
@@ -283,6 +316,7 @@ def measure(full: bool) -> list[Row]:
         make_store(folder / "steps" / "store", 4_096, TEACHERS, DIM)
         store = folder / "steps" / "store"
         rows = [*data_wait(store, device), *on_ready_tensors(store, device), layout_row(folder, device)]
+        rows.append(remote_row(folder))
         return rows + (memory(folder) if Path("/proc/self/status").is_file() else [])
 
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import io
 import multiprocessing
-import os
-import subprocess
 import sys
 import tempfile
 import threading
@@ -32,6 +30,7 @@ import torch
 from mmkd.base.process import keep_freed_memory
 from mmkd.benchmarks.linked_store import make_linked_store, sample_rows
 from mmkd.benchmarks.result import Row, main
+from mmkd.benchmarks.slow_s3 import slow_bucket
 from mmkd.cli.main import cli
 from mmkd.distill.batches import BatchPlan, Schedule
 from mmkd.distill.captions import tokenize_captions
@@ -264,22 +263,12 @@ def merge(root: Path) -> Told:
 
 def remote_info(root: Path) -> Told:
     """Open, and `mmkd store info`, behind an S3 server that lets each request wait."""
-    server = [sys.executable, "-P", str(Path(__file__).with_name("slow_s3.py")), str(root.parent), str(REQUEST_SECONDS)]
-    with subprocess.Popen(server, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            address = f"http://127.0.0.1:{process.stdout.readline().strip()}"
-            os.environ |= {"AWS_ENDPOINT_URL": address, "AWS_DEFAULT_REGION": "us-east-1"}
-            os.environ |= {"AWS_ACCESS_KEY_ID": "-", "AWS_SECRET_ACCESS_KEY": "-"}
-            watch = Watch()
-            store = FeatureStore.open(f"s3://bench/{root.name}")
-            opened = len(store.ledger), watch.told()[0]
-            store_info(store)
-            return watch.told(
-                f"{REQUEST_SECONDS * 1e3:.0f} ms a request; opened, {opened[0]:,} entries: {opened[1]:.2f} s"
-            )
-        finally:
-            process.terminate()
+    with slow_bucket(root.parent, REQUEST_SECONDS) as bucket:
+        watch = Watch()
+        store = FeatureStore.open(f"{bucket}/{root.name}")
+        opened = len(store.ledger), watch.told()[0]
+        store_info(store)
+        return watch.told(f"{REQUEST_SECONDS * 1e3:.0f} ms a request; opened, {opened[0]:,} entries: {opened[1]:.2f} s")
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import html
 import os
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -87,6 +90,21 @@ class Storage(BaseHTTPRequestHandler):
             f"<Name>bench</Name><Prefix>{html.escape(prefix)}</Prefix><KeyCount>{len(some)}</KeyCount>"
             f"<IsTruncated>{'true' if more else 'false'}</IsTruncated>{token}{entries}</ListBucketResult>"
         )
+
+
+@contextmanager
+def slow_bucket(folder: Path, seconds: float) -> Iterator[str]:
+    """Serve a folder from a process of its own: the URL of its bucket, which this process' environment leads to."""
+    command = [sys.executable, "-P", __file__, str(folder), str(seconds)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            address = f"http://127.0.0.1:{process.stdout.readline().strip()}"
+            os.environ |= {"AWS_ENDPOINT_URL": address, "AWS_DEFAULT_REGION": "us-east-1"}
+            os.environ |= {"AWS_ACCESS_KEY_ID": "-", "AWS_SECRET_ACCESS_KEY": "-"}
+            yield "s3://bench"
+        finally:
+            process.terminate()
 
 
 def serve(folder: str, seconds: float) -> None:

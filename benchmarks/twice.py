@@ -64,6 +64,10 @@ def main() -> int:
         first, second = found
         differing = [name for name in first | second if first.get(name) != second.get(name)]
         print(f"{len(first['results']):,} lines, {len(first) - 1:,} files; {len(differing)} differ: {differing[:5]}")  # type: ignore[arg-type]
+        if "results" in differing:
+            pairs = zip(first["results"], second["results"], strict=False)  # type: ignore[call-overload]
+            unlike = {name for a, b in pairs for name, _ in json.loads(a).items() ^ json.loads(b).items()}
+            print(f"fields of results that differ: {sorted(unlike)}")
         print(f"the longer run: {most / 60:.1f} minutes, limit {LIMIT / 60:.0f}")
         return int(bool(differing) or most > LIMIT)
 

@@ -92,7 +92,7 @@ class FetchAhead:
         # That of the step in hand, those that are asked for, the last one of an epoch, which is short, and the next.
         count = 3 + -(-rows_ahead // int(np.sort(windows.sizes)[:together].sum()))
         needed = min(count * together * max(size([shard]) for shard in every), size(every))
-        if needed > store.cache.limit:
+        if needed > store.cache.room:
             more = " with their views and further captions" if beside else ""
             raise ConfigError(
                 f"data.cache_gb {store.cache.limit / 1e9:g} is too little: up to {count} windows of {together} shards "

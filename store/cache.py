@@ -17,7 +17,7 @@ except ImportError:  # Windows: two processes may fetch a file at the same time
 from mmkd.base.errors import StoreError
 from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors, remove_file, write_atomically
 
-_LOCK = ".lock"
+_LOCK, _ACCOUNT = ".lock", ".bytes"
 _OWN = re.compile(rf"\.?[0-9a-f]{{12}}-.+-\d{{5,}}-[0-9a-f]{{8}}(\..+{TEMPORARY_SUFFIX})?")
 """Names that `fetch` gives: store, array, shard, checksum; and those that a killed process left of one. A user may name
 a folder that has other files."""
@@ -47,25 +47,47 @@ class Cache:
                     data = read()
                     with self._locked(_LOCK):
                         self._make_room(size)
-                        write_atomically(path, data)
+                        write_atomically(path, data, durable=False)  # its checksum is looked at when it is read
         return path
 
+    @property
+    def room(self) -> int:
+        """Most bytes that stay when files have to go: a little less than the limit, so that the folder is not listed
+        again for the next file."""
+        return self.limit - self.limit // 32
+
     def _make_room(self, size: int) -> None:
-        """Delete the files that were asked for longest ago until `size` bytes fit."""
-        if size > self.limit:
-            raise StoreError(f"{self.folder}: a file of {size:,} bytes is over the limit of {self.limit:,}; raise it")
+        """Count `size` more bytes; if they do not fit, delete the files that were asked for longest ago until they do.
+        The count is kept in a file. After a kill, or if a user deletes files, it is too high, and corrected when it
+        reaches the limit."""
+        if size > self.room:
+            raise StoreError(f"{self.folder}: a file of {size:,} bytes is over the limit of {self.room:,}; raise it")
+        account = self.folder / _ACCOUNT
+        with disk_errors(account):
+            held = None
+            with suppress(FileNotFoundError, ValueError):
+                held = int(account.read_bytes())
+            if held is None or held + size > self.limit:
+                held = self._shrink(size)
+            account.write_bytes(b"%d" % (held + size))
+
+    def _shrink(self, size: int) -> int:
+        """Delete files if `size` bytes do not fit; return the bytes of those that stay."""
         found = []
-        with disk_errors(self.folder), os.scandir(self.folder) as entries:
+        with os.scandir(self.folder) as entries:
             for entry in filter(lambda entry: _OWN.fullmatch(entry.name), entries):
                 with suppress(FileNotFoundError):
                     found.append((entry.stat().st_mtime_ns, entry.stat().st_size, Path(entry.path)))
         held = sum(bytes_of for _, bytes_of, _ in found)
+        if held + size <= self.limit:
+            return held
         for _, bytes_of, path in sorted(found):
-            if held + size <= self.limit:
-                return
+            if held + size <= self.room:
+                break
             remove_file(path)
             remove_file(path.with_name(f"{path.name}{_LOCK}"))
             held -= bytes_of
+        return held
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
 import shutil
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -183,25 +188,30 @@ def store_card(root: Path, slug: str) -> Any:
     return FeatureStore.open(root).card(slug)
 
 
-KILLED = """
-import os, sys
-from pathlib import Path
-from mmkd.store.fold import fold
-from mmkd.store.record import Store
-import mmkd.base.files as files
-stop, done = int(sys.argv[2]), 0
-def dying(act):
-    def call(*args, **kwargs):
-        global done
-        if ".mmkd-tmp" in str(args[0]) or str(args[0]).startswith(sys.argv[1]):
-            done += 1
-            if done > stop:
-                os._exit(9)
-        return act(*args, **kwargs)
-    return call
-Path.replace, Path.unlink, os.fsync = dying(Path.replace), dying(Path.unlink), os.fsync
-fold(Store.open(sys.argv[1]))
-"""
+def fold_to_the_death(root: Path, stop: int) -> None:
+    """Fold in this process, which ends at the replacing or unlinking after so many others."""
+    done = 0
+
+    def dying(act: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal done
+            if ".mmkd-tmp" in str(args[0]) or args[0].is_relative_to(root):
+                done += 1
+                if done > stop:
+                    os._exit(9)
+            return act(*args, **kwargs)
+
+        return call
+
+    Path.replace, Path.unlink = dying(Path.replace), dying(Path.unlink)  # type: ignore[method-assign]
+    fold(Store.open(root))
+
+
+def forked(act: Callable[..., Any], *arguments: Any) -> BaseProcess:
+    """A child that has all imported already."""
+    child = multiprocessing.get_context("fork").Process(target=act, args=arguments)
+    child.start()
+    return child
 
 
 @pytest.mark.integration
@@ -213,36 +223,33 @@ def test_a_kill_at_every_step_leaves_a_sound_store_that_folds_to_the_same_bytes(
     for stop in (0, 1, 2, 5, 9, 30, 77, 78, 79, 80, 81, 90, 100):
         root = tmp_path / f"killed-{stop}"
         shutil.copytree(tmp_path / "loose", root)
-        code = subprocess.run([sys.executable, "-P", "-c", KILLED, str(root), str(stop)], check=False).returncode
+        child = forked(fold_to_the_death, root, stop)
+        child.join()
+        assert child.exitcode == 9
         opened = FeatureStore.open(root)
         assert same_values(values_of(opened), before), stop
         assert opened.verify().sound
         for path in root.rglob(".*.mmkd-tmp"):
             path.unlink()
         fold(Store.open(root))
-        assert files(root) == files(tmp_path / "whole"), (stop, code)
+        assert files(root) == files(tmp_path / "whole"), stop
 
 
 @pytest.mark.integration
 def test_real_kills_while_folding(tmp_path: Path) -> None:
-    """kill -9 of `mmkd store fold`, over and over, until one run comes through."""
+    """kill -9 of a process that folds, over and over, then one that comes through."""
     whole = many_shards(tmp_path / "whole")
+    began = time.monotonic()
     fold(whole)
-    many_shards(tmp_path / "s")
-    script = "import sys; from mmkd.store.fold import fold; from mmkd.store.record import Store; "
-    script += "fold(Store.open(sys.argv[1]))"
-    command = [sys.executable, "-P", "-c", script, str(tmp_path / "s")]
-    before, killed = values_of(FeatureStore.open(tmp_path / "whole")), 0
-    for seconds in np.linspace(0.2, 1.5, 12):
-        process = subprocess.Popen(command)
-        try:
-            process.wait(timeout=float(seconds))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            killed += 1
+    took = time.monotonic() - began
+    before, store = values_of(FeatureStore.open(tmp_path / "whole")), many_shards(tmp_path / "s")
+    for share in np.linspace(0.05, 1.2, 12):
+        child = forked(fold, store)
+        child.join(timeout=float(share) * took)
+        child.kill()
+        child.join()
         assert same_values(values_of(FeatureStore.open(tmp_path / "s")), before)
-    assert subprocess.run(command, check=False).returncode == 0
+    fold(store)
     for path in (tmp_path / "s").rglob(".*.mmkd-tmp"):
         path.unlink()
     assert files(tmp_path / "s") == files(tmp_path / "whole")

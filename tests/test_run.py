@@ -16,6 +16,7 @@ from in_process import tree_digest
 from tiny_teachers import write_tiny_teacher
 
 from mmkd.cli.main import main
+from mmkd.extract import cluster
 from mmkd.store import FeatureStore
 
 Said = Callable[..., tuple[int, str, str]]
@@ -167,6 +168,9 @@ def test_mistakes_end_in_one_line(
     scene: Scene, tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    client = cluster._client_of
+    at_once = {"timeout": "1s"}  # else ten
+    monkeypatch.setattr(cluster, "_client_of", lambda address, **options: client(address, **options | at_once))
     status, output, errors = said(*(a.format(table=scene.table, teacher=scene.teachers) for a in arguments))
     assert status == 1, output
     assert message in errors
