@@ -73,7 +73,7 @@ class TeachersPlugin(WorkerPlugin):  # type: ignore[misc]  # dask has no type hi
                 if isinstance(teacher, LoadedTeacher):
                     teacher.tune(channels_last=settings.channels_last, compiled=settings.compile)
                 if device.ahead and settings.batch_rows is None:
-                    speed = [settings.channels_last, settings.compile]
+                    speed = [settings.channels_last, settings.compile, self.beside]
                     self.bench.sizes.found |= search_rows(teacher, device, speed)
             half = any(isinstance(one, LoadedTeacher) and one.half for one in self.loaded.values())
             self.peak = peak_tflops(device.name, half)

@@ -18,6 +18,7 @@ from mmkd.base.process import usable_cores
 from mmkd.distill.config import StudentConfig
 from mmkd.distill.student import Towers, build_student
 from mmkd.distill.train_step import count_arithmetic
+from mmkd.extract import dispatch
 from mmkd.extract.cluster import workers_beside
 from mmkd.extract.cluster_config import ClusterConfig, WorkerConfig
 from mmkd.extract.dispatch import TeachersPlugin
@@ -133,7 +134,7 @@ def test_a_damaged_note_is_no_note(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("seconds", "expected"),
     [
-        ({"await-decode": 7, "await-read": 1, "device": 2}, "limited by decoding: 70% of the time; give workers more"),
+        ({"await-decode": 7, "await-read": 1, "device": 2}, "limited by decoding: 70% of the time; raise worker.dec"),
         ({"await-read": 6, "await-decode": 4}, "limited by reading: 60% of the time; raise worker.read_threads"),
         ({"device": 9, "write a": 1, "decode": 99, "image a": 8}, "limited by forward passes: 90% of the time; use"),
         ({"write a": 2, "write b": 2, "samples": 1, "device": 4}, "limited by writing: 56% of the time; use a faster"),
@@ -156,6 +157,19 @@ def test_rows_grow_until_throughput_does_not_and_are_remembered(teacher: LoadedT
         ("one", "image"): 64,
         ("one", "text"): 64,
     }
+
+
+def test_rows_are_searched_for_anew_beside_other_workers(
+    teacher: LoadedTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[object]] = []
+    monkeypatch.setattr(dispatch, "search_rows", lambda _teacher, _device, settings: asked.append(settings) or {})
+    monkeypatch.setattr(dispatch, "_load", lambda *_: teacher)
+    monkeypatch.setattr(dispatch, "freeze_loaded_objects", lambda: None)
+    spec: Any = None
+    for beside in (1, 3):
+        TeachersPlugin([(spec, teacher.card)], WorkerConfig(), beside, SimulatedDevice).setup(None)
+    assert asked == [[True, False, 1], [True, False, 3]]
 
 
 @pytest.mark.parametrize(
