@@ -35,7 +35,7 @@ def number_rows(
             if first is not None and numbering.joins(place, first):
                 continue
             if numbering.replaces(place, first):
-                keys[place] = f"{keys[place]}#{if_taken[place] or 1}"
+                keys[place] = f"{keys[place]}#{if_taken[place]}"
             elif first is not None:
                 # Rows that share an image and have no key of their own differ by their captions.
                 seen = captions.get(first)

@@ -112,11 +112,11 @@ def test_lines_of_one_image_are_its_captions(tmp_path: Path) -> None:
 def test_an_image_whose_first_line_is_refused_is_that_of_the_next(tmp_path: Path, keyed: bool) -> None:
     head, key = ("key,image,caption", "k,") if keyed else ("image,caption", "")
     lines = [f"{key}0.png,{caption}" for caption in ("", "one", "two", "one")]
-    (tmp_path / "t.csv").write_text("\n".join([head, *lines, f"{key and 'other,'}1.png,two"]))
+    (tmp_path / "t.csv").write_text("\n".join([head, *lines, f"{key and 'k#1,'}1.png,two"]))
     corpus = open_corpus(str(described(tmp_path, {"kind": "table", "path": "t.csv", "captions": "further"})))
     create_indexed_store(LimitedCorpus(corpus, None, "pairs"), tmp_path / "pairs")
     rows = sample_dataset(Store.open(tmp_path / "pairs")).to_table().to_pylist()
-    first, second, third = ("k", "k#1", "other") if keyed else ("0.png", "0.png#line-2", "1.png")
+    first, second, third = ("k", "k#line-2", "k#1") if keyed else ("0.png", "0.png#line-2", "1.png")
     assert [(row["key"], row["caption"], row["reason"]) for row in rows[:3]] == [
         (first, "", "row: no caption, left out by --require pairs"),
         (second, "one", None),

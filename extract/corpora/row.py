@@ -60,7 +60,7 @@ class CorpusRow:
     caption_kind: str | None = None
     """Kind of what becomes a further caption of the row."""
     if_taken: str | None = None
-    """For keys that are image paths: appended, after `#`, where an earlier row with another caption has the key."""
+    """Appended to the key, after `#`, where an earlier row has it and this one is kept all the same."""
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,7 @@ class TabularCorpus(FileCorpus):
                 modality=first_text(values.get(roles["modality"])) if "modality" in roles else None,
                 labels={label: as_label(values.get(label)) for label in self.labels},
                 fault=fault,
-                if_taken=line if key == path else None,
+                if_taken=line if key == path or self.captions == "further" else None,
                 by_design=is_text and not (inside or path),
                 further=further,
                 caption_kind=as_label(values.get(self.kind_column)) if self.kind_column else None,
