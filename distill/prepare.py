@@ -151,7 +151,8 @@ def _find_views_and_captions(
 ) -> tuple[TrainingViews | None, TrainingCaptions | None]:
     """Return what stands for the rows' own images and captions. Raises UserError, IncompleteStoreError if the store, or
     a teacher in it, does not have them."""
-    data, (text, image) = config.data, (pairs.rows[part >= 0] for part in pairs.groups.T)
+    data, whole = config.data, pairs.all_paired  # then the rows stay mapped
+    text, image = (pairs.rows if whole else pairs.rows[part >= 0] for part in pairs.groups.T)
     views = find_views(store, image) if data.views else None
     kinds = {kind for kind, weight in (data.captions or {}).items() if weight}
     choices = None if kinds == {OWN} else find_captions(store, text, data.captions, tokenizer)

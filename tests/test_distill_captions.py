@@ -163,6 +163,7 @@ def test_a_run_reads_the_captions_that_were_extracted(root: Path) -> None:
     path = write_run(root, "several", store="several-features", where="", batch_size=12, epochs=4, data=data)
     ready, table = prepare(load_run(path), ALONE), store.sample_table(["caption", "image_rows"])
     assert ready.batches.choices is not None
+    assert ready.batches.choices.rows is ready.batches.pairs.rows  # mapped, not copied
     seen = []
     for batch in ready.batches.from_step(0):
         drawn, _ = ready.batches.choices.choose(0, batch.epoch, batch.rows)
