@@ -68,19 +68,17 @@ class TrainingCaptions:
         return tokens, tuple(needed.tolist())
 
 
-def has_further_captions(store: FeatureStore) -> bool:
-    """Return True if rows of the store are further captions of images."""
-    return any(span.corpus.towers == ("text",) for span in store.record.spans())
-
-
 def find_captions(
     store: FeatureStore, rows: NDArray[np.int64], weights: Mapping[str, float] | None, tokenizer: Tokenize
-) -> TrainingCaptions:
+) -> TrainingCaptions | None:
     """Find the captions of rows with a caption, int64 (n,) grid rows, ascending, and draw them by the weights of their
-    kinds, None for all alike; a row that has none of these kinds keeps its own. Raises UserError if the store has no
-    further captions, or not a kind that is named; IncompleteStoreError if they are not extracted yet."""
+    kinds, None for all alike, if there are any; a row that has none of these kinds keeps its own. Raises UserError if
+    the store has no further captions, or not a kind that is named; IncompleteStoreError if they are not extracted
+    yet."""
     spans = [span for span in store.record.spans() if span.corpus.towers == ("text",)]
     if not spans or not len(rows):
+        if weights is None:
+            return None
         raise UserError(f"data.captions: {store.root} has no further captions of the run's images; leave it out")
     columns = ["row", "caption", "caption_kind", "image_rows", "status"]
     table = store.sample_table(columns, reduce(or_, (in_rows(span.rows) for span in spans)))
@@ -92,20 +90,22 @@ def find_captions(
     table = table.filter(pc.and_(pc.equal(table["status"], "ok"), table["image_rows"].is_valid()))
     kinds = table["caption_kind"].fill_null(UNNAMED).combine_chunks().dictionary_encode()
     names = kinds.dictionary.to_pylist()
-    weights = dict.fromkeys([OWN, *names], 1.0) if weights is None else weights
-    if unknown := sorted(set(weights) - {OWN, *names}):
+    by_kind = dict.fromkeys([OWN, *names], 1.0) if weights is None else weights
+    if unknown := sorted(set(by_kind) - {OWN, *names}):
         known = ", ".join([OWN, *names])
         raise UserError(f"data.captions: {store.root} has no captions of kind {unknown[0]!r}; it has {known}")
-    share = np.array([weights.get(name, 0.0) for name in names])[kinds.indices.to_numpy()]
+    share = np.array([by_kind.get(name, 0.0) for name in names])[kinds.indices.to_numpy()]
     parents = pc.list_parent_indices(table["image_rows"]).to_numpy()
     owners = pc.list_flatten(table["image_rows"]).to_numpy()
     places = np.searchsorted(rows, owners).clip(max=len(rows) - 1)
     kept = (rows[places] == owners) & (share[parents] > 0)
     parents, places = parents[kept], places[kept]
+    if weights is None and not len(parents):
+        return None
     used, choices = np.unique(parents, return_inverse=True)
     # Each row's own caption comes first, at a weight of its own.
     place = np.concatenate([np.arange(len(rows)), places])
-    share = np.concatenate([np.full(len(rows), weights.get(OWN, 0.0)), share[parents]])
+    share = np.concatenate([np.full(len(rows), by_kind.get(OWN, 0.0)), share[parents]])
     choice_rows = np.concatenate([rows, table["row"].to_numpy()[parents]])
     choices = np.concatenate([np.full(len(rows), -1), choices])
     total = np.bincount(place, share, len(rows))

@@ -213,7 +213,7 @@ def make_policy(
     def known(targets: Sequence[TeacherTargets], what: str) -> list[torch.Tensor]:
         if not len(targets[0].present):
             seen = f"none of the {len(rows):,} rows it looks at has {what}"
-            raise ConfigError(f"policy.by corpus: {seen}; take another")
+            raise ConfigError(f"policy.by corpus: {seen}; take another policy")
         found = [unit(target.text[target.present[:, 1]]).to(device) for target in targets]
         if lacking := [teachers.slugs[number] for number, mine in zip(judged, found, strict=True) if not len(mine)]:
             seen = f"none of the {len(targets[0].present):,} {what} it looks at"

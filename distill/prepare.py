@@ -21,7 +21,7 @@ from mmkd.distill.captions import Tokenize
 from mmkd.distill.checkpoint import Progress, State
 from mmkd.distill.config import RunConfig
 from mmkd.distill.fetch_ahead import FetchAhead, open_store
-from mmkd.distill.further_captions import OWN, TrainingCaptions, find_captions, has_further_captions
+from mmkd.distill.further_captions import OWN, TrainingCaptions, find_captions
 from mmkd.distill.images import RowImages, StoredImages, row_images, train_pictures
 from mmkd.distill.monitor import Monitor, find_held_out, read_held_out
 from mmkd.distill.objective import check_unpaired, make_objective
@@ -151,13 +151,11 @@ def _find_views_and_captions(
 ) -> tuple[TrainingViews | None, TrainingCaptions | None]:
     """Return what stands for the rows' own images and captions. Raises UserError, IncompleteStoreError if the store, or
     a teacher in it, does not have them."""
-    data, (text, image) = config.data, (pairs.rows[part >= 0] for part in pairs.groups.T)
+    data, whole = config.data, pairs.all_paired  # then the rows stay mapped
+    text, image = (pairs.rows if whole else pairs.rows[part >= 0] for part in pairs.groups.T)
     views = find_views(store, image) if data.views else None
-    kinds = None if data.captions is None else {kind for kind, weight in data.captions.items() if weight}
-    has_more = kinds is None and len(text) > 0 and has_further_captions(store)
-    choices = find_captions(store, text, data.captions, tokenizer) if has_more or kinds not in (None, {OWN}) else None
-    if kinds is None and choices is not None and not len(choices.captions):
-        choices = None
+    kinds = {kind for kind, weight in (data.captions or {}).items() if weight}
+    choices = None if kinds == {OWN} else find_captions(store, text, data.captions, tokenizer)
     if views is not None and teachers is not None:
         teachers.check_rows("views", "image", views.rows[:, 0])
     if choices is not None and teachers is not None:

@@ -89,15 +89,17 @@ class _Numbering:
         return self._firsts[listed][0] if listed in self._firsts else listed
 
     def joins(self, place: int, first: int) -> bool:
-        """Take an input of the batch as a further caption of the first of its key, if it is one."""
+        """Take an input of the batch as further captions of the first of its key, if it is one with any."""
         uri, offset, caption, fault, may_join, kind, further = self._inputs[place]
-        if not may_join or not caption or first not in self._firsts or fault not in (None, NO_IMAGE):
+        texts = [{"text": caption, "kind": kind}] * bool(caption) + (further or [])
+        usable = fault in (None, NO_IMAGE, f"{CAPTION_FAULT}empty")
+        if not may_join or not texts or not usable or first not in self._firsts:
             return False
         row, image, own, refused = self._firsts[first]
         if refused or (uri is not None and _place_hash(uri, offset) != image):
             return False
         self._joined += 1
-        self._add(row, own, [{"text": caption, "kind": kind}, *(further or [])])
+        self._add(row, own, texts)
         return True
 
     def replaces(self, place: int, first: int | None) -> bool:

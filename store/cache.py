@@ -5,7 +5,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,9 +94,11 @@ class Cache:
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             file = (self.folder / name).open("wb")
-        with file:
+        with file, ExitStack() as undo:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX)
+                # Closing is not enough: a data worker that was forked meanwhile has the file open too.
+                undo.callback(fcntl.flock, file, fcntl.LOCK_UN)
             yield
 
 

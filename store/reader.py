@@ -1,6 +1,6 @@
 """FeatureStore: read-only access to a store for training, evaluation and inspection."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,10 +25,13 @@ from mmkd.store.hierarchy import is_there
 from mmkd.store.layout import TOWERS, Tower
 from mmkd.store.ledger import LedgerEntry, read_ledger
 from mmkd.store.record import Store, StoreRecord, read_record
-from mmkd.store.samples import count_samples, read_samples, sample_dataset, sample_schema
+from mmkd.store.samples import count_samples, in_rows, read_samples, sample_dataset, sample_schema
 from mmkd.store.selections import apply_selection, read_selection
 from mmkd.store.stored_array import StoredArray
 from mmkd.store.verify import VerifyReport, verify
+
+_ROWS_AT_ONCE = 1 << 19
+"""A multiple of every size of a shard; captions of so many rows take some 100 MB."""
 
 
 @dataclass(frozen=True)
@@ -225,6 +228,12 @@ class FeatureStore(Store):
         with suppress(CorruptStoreError):  # perhaps of parts that were folded since they were listed
             return read_samples(self.root, self.samples, columns=columns, filter=filter).combine_chunks()
         return read_samples(self.root, self.samples, columns=columns, filter=filter).combine_chunks()
+
+    def sample_tables(self, columns: list[str], filter: pads.Expression | None = None) -> Iterator[pa.Table]:  # noqa: A002
+        """Yield the same rows, those of some shards at a time, so that memory does not grow with the store."""
+        for first in range(0, self.shards * self.record.rows_per_shard, _ROWS_AT_ONCE):
+            rows = in_rows(range(first, first + _ROWS_AT_ONCE))
+            yield self.sample_table(columns, rows if filter is None else filter & rows)
 
     def verify(self, deep: bool = False, sample: int | None = None, seed: int = 0) -> VerifyReport:
         """See `mmkd.store.verify.verify`."""

@@ -108,6 +108,15 @@ def test_lines_of_one_image_are_its_captions(tmp_path: Path) -> None:
     ]
 
 
+def test_a_further_line_without_a_caption_brings_those_of_its_columns(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("image,caption,made\n0.png,own,\n0.png,,two\n0.png,,\n")
+    content = {"kind": "table", "path": "t.csv", "captions": "further", "further": {"made": "synthetic"}}
+    create_indexed_store(open_corpus(str(described(tmp_path, content))), tmp_path / "s")
+    assert further(tmp_path / "s") == [("0.png#caption-1", "two", "synthetic", [0])]
+    rows = sample_dataset(Store.open(tmp_path / "s")).to_table().to_pylist()
+    assert [row["reason"] for row in rows[:2]] == [None, "key: duplicate of row 0"]
+
+
 @pytest.mark.parametrize("keyed", [False, True])
 def test_an_image_whose_first_line_is_refused_is_that_of_the_next(tmp_path: Path, keyed: bool) -> None:
     head, key = ("key,image,caption", "k,") if keyed else ("image,caption", "")

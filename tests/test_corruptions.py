@@ -176,9 +176,9 @@ def test_color_families_refuse_gray(name: str) -> None:
                 ("shot_noise", 0, "a number from 0.1 to 1e"),
                 ("gaussian_noise", math.nan, "a number from 0 to 10"),
                 ("gamma_up", [1], "a number from 0.01 to 100"),
-                ("zoom_blur", 1.1, "a list of a number from 1 to 10 and number from 0.001 to 1"),
-                ("zoom_blur", [1.1, 0], "a list of a number from 1 to 10 and number from 0.001 to 1"),
-                ("characters", [3], "a list of a whole number from 1 to 1000 and whole number from 3 to 100"),
+                ("zoom_blur", 1.1, "a list: a number from 1 to 10 and a number from 0.001 to 1"),
+                ("zoom_blur", [1.1, 0], "a list: a number from 1 to 10 and a number from 0.001 to 1"),
+                ("characters", [3], "a list: a whole number from 1 to 1000 and a whole number from 3 to 100"),
             )
         ),
         ({"families": {"jpeg": [9, 9, 9, 9, "bad"]}}, "jpeg cannot have the strength 'bad': expected a whole number"),

@@ -19,12 +19,11 @@ from tiny_run import assert_equal_ends, in_ranks, quiet, stopped_at_first_step, 
 
 from mmkd.base.errors import ConfigError, IncompleteStoreError, UserError
 from mmkd.distill import further_captions
-from mmkd.distill import prepare as prepare_module
 from mmkd.distill.captions import tokenize_captions
 from mmkd.distill.config import load_run
 from mmkd.distill.further_captions import TrainingCaptions, find_captions
 from mmkd.distill.policies import drawn_teacher
-from mmkd.distill.prepare import _find_views_and_captions, prepare
+from mmkd.distill.prepare import prepare
 from mmkd.distill.world import World
 from mmkd.store import FeatureStore
 
@@ -153,21 +152,9 @@ def test_a_held_out_pair_that_is_trained_on_as_a_further_caption_is_refused(root
     prepare(load_run(write_run(root, "no-leak", data={"captions": {"own": 1}}, **given)), ALONE)
 
 
-def test_captions_that_no_row_of_the_run_has_are_none(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ready, asked = prepare(load_run(write_run(root, "some", store="several-features", where="")), ALONE), []
-
-    def find(*_: Any, of: list[tuple[Any, ...]] = FURTHER[3:]) -> TrainingCaptions:
-        asked.append(of)
-        return find_captions(store_of(of), ROWS, None, TOKENIZER)
-
-    monkeypatch.setattr(prepare_module, "find_captions", find)
-    config, batches = ready.config, ready.batches
-    store = FeatureStore.open(root / "several-features")
-    found = _find_views_and_captions(config, store, batches.pairs, batches.teachers, TOKENIZER)
-    assert (found, len(asked)) == ((None, None), 1)
-    alone = replace(batches.pairs, groups=np.where([True, False], -1, batches.pairs.groups))
-    found = _find_views_and_captions(config, store, alone, batches.teachers, TOKENIZER)
-    assert (found, len(asked)) == ((None, None), 1)
+def test_captions_that_no_row_of_the_run_has_are_none() -> None:
+    for further, rows in ((FURTHER[3:], ROWS), (FURTHER, ROWS[:0]), ([], ROWS)):
+        assert find_captions(store_of(further), rows, None, TOKENIZER) is None
 
 
 def test_a_run_reads_the_captions_that_were_extracted(root: Path) -> None:
@@ -176,6 +163,7 @@ def test_a_run_reads_the_captions_that_were_extracted(root: Path) -> None:
     path = write_run(root, "several", store="several-features", where="", batch_size=12, epochs=4, data=data)
     ready, table = prepare(load_run(path), ALONE), store.sample_table(["caption", "image_rows"])
     assert ready.batches.choices is not None
+    assert ready.batches.choices.rows is ready.batches.pairs.rows  # mapped, not copied
     seen = []
     for batch in ready.batches.from_step(0):
         drawn, _ = ready.batches.choices.choose(0, batch.epoch, batch.rows)

@@ -158,9 +158,9 @@ def test_rows_for_other_tools_keep_every_name(store: FeatureStore, tmp_path: Pat
 
 
 def test_blank_modalities_are_not_stated_and_none_is_counted_twice() -> None:
-    found = modalities(pa.chunked_array([["", "  ", None, "not stated", "CT"]]))
+    found = modalities([pa.chunked_array([["", "  ", None, "not stated", "CT"]])])
     assert (found.names, found.codes.tolist()) == (("not stated", "CT"), [0, 0, 0, 0, 1])
-    many = modalities(pa.chunked_array([[f"m{i:02}" for i in range(20)] + [OTHERS] * 3]))
+    many = modalities([pa.chunked_array([[f"m{i:02}" for i in range(20)] + [OTHERS] * 3])])
     assert many.names[-1] == OTHERS
     assert len(set(many.names)) == len(many.names)
 

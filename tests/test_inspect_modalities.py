@@ -29,13 +29,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_rows_are_grouped_by_frequency_and_the_rarest_together() -> None:
     column = pa.chunked_array([["b", "a", None], ["a", "b", None, "a"]])
-    found = modalities(column)
-    assert found.names == ("a", "b", "not stated")
-    assert found.codes.tolist() == [1, 0, 2, 0, 1, 2, 0]
-    many = modalities(pa.chunked_array([[f"m{i:02}" for i in range(MOST + 3)] + ["m14", "m14"]]))
+    for pieces in ([column], [column[:2], column[2:3], column[3:]]):
+        found = modalities(pieces)
+        assert found.names == ("a", "b", "not stated")
+        assert found.codes.tolist() == [1, 0, 2, 0, 1, 2, 0]
+    many = modalities([pa.chunked_array([[f"m{i:02}" for i in range(MOST + 3)] + ["m14", "m14"]])])
     assert many.names == ("m14", *(f"m{i:02}" for i in range(MOST - 1)), "all others")
     assert many.codes[[14, 0, 10, 11, 12, 13]].tolist() == [0, 1, 11, 12, 12, 12]
-    nothing = modalities(pa.chunked_array([[]], pa.string()))
+    nothing = modalities([pa.chunked_array([[]], pa.string())])
     assert (nothing.names, len(nothing.codes)) == ((), 0)
 
 
@@ -45,7 +46,7 @@ def test_a_teacher_that_knows_one_modality_is_told_by_modality(root: Path) -> No
     odd = np.arange(1, ROWS, 2)
     text[odd] = text[np.roll(odd, 7)]
     store._features["base", "text"] = text
-    groups = modalities(store.sample_table(["modality"])["modality"])
+    groups = modalities([store.sample_table(["modality"])["modality"]])
     found = pair_statistics(store, "base", np.arange(ROWS), 5, groups)
     known = {each.modality: each for each in found.modalities}
     assert set(known) == {"radiology", "pathology"}

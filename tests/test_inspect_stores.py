@@ -121,6 +121,23 @@ def test_a_statistic_is_one_function_and_one_line(tmp_path: Path, monkeypatch: p
         assert "a&lt;b" in page
 
 
+def test_counts_of_the_whole_store_are_the_same_in_pieces(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmkd.store.reader._ROWS_AT_ONCE", store.record.rows_per_shard)
+    parts = list(store.sample_tables(["row"]))
+    assert len(parts) == store.shards
+    assert [row for part in parts for row in part["row"].to_pylist()] == list(range(len(store)))
+    table = store.sample_table(["image_sha256", "caption", "status", *store.record.labels])
+    found = store_statistics(store, tuple(store.teachers)[:1])
+    for name, repeated in (("image_sha256", found.repeated_images), ("caption", found.repeated_captions)):
+        there = [value for value in table[name].to_pylist() if value is not None]
+        assert repeated == len(there) - len(set(there))
+    inputs = [row for row in table.to_pylist() if row["status"] != "absent"]
+    for label, values, null, empty, distinct in found.tables["labels"].rows if store.record.labels else ():
+        there = [row[label] for row in inputs if row[label] is not None]
+        assert (values, null, distinct) == (len(there), len(inputs) - len(there), len(set(there)))
+        assert empty == sum(not value.strip() for value in there)
+
+
 def test_labels_are_counted(tmp_path: Path) -> None:
     store = random_store(tmp_path / "st", 2, corpora=3, complete=True)
     table = store.sample_table(["site", "status"]).to_pylist()

@@ -200,7 +200,7 @@ def test_runs_with_lone_rows_judge_these_though_none_is_looked_at_and_say_what_i
     with pytest.raises(ConfigError, match=r"^policy.by corpus: a has features of none of the 40 images it looks at"):
         make_policy(config, 0, teachers, rows, pairs, cpu, unpaired=True)
     for lone, what in (([-1, 1], "captions"), ([1, -1], "images")):
-        line = f"^policy.by corpus: none of the 40 rows it looks at has {what}; take another$"
+        line = f"^policy.by corpus: none of the 40 rows it looks at has {what}; take another policy$"
         with pytest.raises(ConfigError, match=line):
             make_policy(config, 0, teachers, rows, np.where(np.array(lone) < 0, -1, pairs), cpu, unpaired=True)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -145,6 +147,26 @@ def test_a_cache_looks_at_its_files_only_when_it_is_full(tmp_path: Path, monkeyp
     (tmp_path / f"{12 * '0'}-a-image-00010-0000000a").unlink()
     fetch(67)
     assert (len(looks), held()) == (3, [number for number in range(3, 68) if number != 10])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_process_that_is_forked_while_a_file_is_fetched_does_not_keep_its_lock(tmp_path: Path) -> None:
+    cache, children = Cache(tmp_path, limit=99, store=12 * "0"), list[int]()
+
+    def read() -> bytes:
+        if not (child := os.fork()):
+            time.sleep(60)
+            os._exit(0)
+        children.append(child)
+        return b"x"
+
+    path = cache.fetch("alpha-image-00000-00000000", 1, read)
+    try:
+        with Path(f"{path}.lock").open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.kill(children[0], signal.SIGKILL)
+        os.waitpid(children[0], 0)
 
 
 def index_of(rows: int) -> pa.Table:

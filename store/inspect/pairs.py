@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,12 +38,17 @@ class Modalities:
     """(N,) a place in `names` for every row of the store."""
 
 
-def modalities(column: pa.ChunkedArray) -> Modalities:
-    """Group rows by their entry in the column `modality` (strings; null or blank where none is stated)."""
-    blank = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True)
-    encoded = pc.if_else(blank, NOT_STATED, column).combine_chunks().dictionary_encode()
-    every = encoded.dictionary.to_pylist()
-    indices = encoded.indices.to_numpy(zero_copy_only=False)
+def modalities(columns: Iterable[pa.ChunkedArray]) -> Modalities:
+    """Group rows by their entry in the column `modality` (strings; null or blank where none is stated), which comes in
+    pieces."""
+    numbers: dict[str, int] = {}
+    codes = [np.empty(0, dtype=np.int32)]
+    for column in columns:
+        blank = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True)
+        encoded = pc.if_else(blank, NOT_STATED, column).combine_chunks().dictionary_encode()
+        own = [numbers.setdefault(name, len(numbers)) for name in encoded.dictionary.to_pylist()]
+        codes.append(np.array(own, dtype=np.int32)[encoded.indices.to_numpy(zero_copy_only=False)])
+    every, indices = list(numbers), np.concatenate(codes)
     counts = np.bincount(indices, minlength=len(every))
     order = sorted(range(len(every)), key=lambda i: (-counts[i], every[i]))
     kept = [i for i in order if every[i] != OTHERS][:MOST]

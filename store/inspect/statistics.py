@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from mmkd.base.arrays import Ints
@@ -12,7 +11,7 @@ from mmkd.base.text import plain_values
 from mmkd.store.inspect.agreement import Agreement, agreement
 from mmkd.store.inspect.pairs import PairStatistics, modalities, pair_statistics
 from mmkd.store.inspect.sampling import draw_inputs, draw_rows
-from mmkd.store.inspect.table import StatisticTable, label_table
+from mmkd.store.inspect.table import StatisticTable, count_distinct, label_table
 from mmkd.store.inspect.towers import TowerStatistics, tower_statistics
 from mmkd.store.layout import TOWERS
 from mmkd.store.reader import FeatureStore
@@ -82,7 +81,7 @@ def store_statistics(
         store.card(slug)
     rows = draw_inputs(store, sample, seed)
     compared = draw_rows(rows, AGREEMENT_ROWS, seed)
-    grouped = modalities(store.sample_table(["modality"])["modality"])
+    grouped = modalities(table["modality"] for table in store.sample_tables(["modality"]))
     towers: list[TowerStatistics] = []
     pairs: list[PairStatistics] = []
     for done, slug in enumerate(slugs):
@@ -92,7 +91,8 @@ def store_statistics(
             pairs.append(pair_statistics(store, slug, rows, seed, grouped))
         if progress:
             progress(done + 1, len(slugs))
-    table = store.sample_table(["image_sha256", "caption"], pads.field("image_rows").is_null())
+    inputs = pads.field("image_rows").is_null()
+    images, captions = (count_distinct(store, name, inputs) for name in ("image_sha256", "caption"))
     return StoreStatistics(
         root=str(store.root),
         rows=sum(len(span.rows) for span in store.record.input_spans),
@@ -102,14 +102,9 @@ def store_statistics(
         towers=tuple(towers),
         pairs=tuple(pairs),
         agreement=tuple(agreement(store, store.having(slugs, tower), tower, compared) for tower in TOWERS),
-        repeated_images=_repeated(table["image_sha256"]),
-        known_images=len(table) - table["image_sha256"].null_count,
-        repeated_captions=_repeated(table["caption"]),
+        repeated_images=images[0] - images[1],
+        known_images=images[0],
+        repeated_captions=captions[0] - captions[1],
         left_out=store.record.linked,
         tables={name: found for name, measure in STATISTICS.items() if (found := measure(store, slugs, rows)).rows},
     )
-
-
-def _repeated(column: Any) -> int:
-    there = column.drop_null()
-    return len(there) - int(pc.count_distinct(there).as_py())

@@ -85,14 +85,14 @@ def _effect(family: str) -> str:
 
 def _strength_faults(name: str, strengths: Sequence[Any]) -> Iterator[str]:
     ranges = RANGES[_effect(name)]
-    wanted = " and ".join(f"{'whole ' * (kind is int)}number from {low:g} to {high:g}" for kind, low, high in ranges)
+    wanted = " and ".join(f"a {'whole ' * (kind is int)}number from {low:g} to {high:g}" for kind, low, high in ranges)
     for strength in strengths:
         numbers = strength if isinstance(strength, list | tuple) else [strength]
         right = isinstance(strength, list | tuple) == (len(ranges) > 1) and len(numbers) == len(ranges)
         for one, (kind, low, high) in zip(numbers, ranges, strict=False):
             right &= type(one) in (int, kind) and low <= one <= high
         if not right:
-            yield f"{name} cannot have the strength {strength!r}: expected a {'list of a ' * (len(ranges) > 1)}{wanted}"
+            yield f"{name} cannot have the strength {strength!r}: expected {'a list: ' * (len(ranges) > 1)}{wanted}"
 
 
 def find_corruptions(name: str) -> Corruptions:
