@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo gpu test test-integration test-most test-all soak fuzz test-core test-extras test-wheel lint format bench docs clean
+.PHONY: help demo gpu test pytest test-integration test-all soak fuzz test-core test-extras test-wheel lint format bench docs clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -23,16 +23,15 @@ $(VENV)/%.stamp: pyproject.toml setup.cfg
 demo: $(VENV)/demo.stamp ## the whole path on real images: teachers, store, student, scores (CPU, six to ten minutes)
 	$(BIN)/mmkd demo mmkd-demo
 
+# mypy keeps one core busy beside the tests. CI takes TESTS="not slow": one process then imports the tests once.
 test: $(VENV)/dev.stamp ## lint, types, the tests that take at most a few seconds each
-	$(MAKE) --no-print-directory lint
-	$(PYTEST) -m "not slow and not integration"
+	$(MAKE) --no-print-directory -j2 lint pytest
 
-test-integration: $(VENV)/dev.stamp ## tests of whole commands, clusters and training runs
-	$(PYTEST) -m "integration and not slow"
+pytest: $(VENV)/dev.stamp
+	$(PYTEST) -m "$(or $(TESTS),not slow and not integration)"
 
-# One process imports the tests once. CI asks for lint beside it: mypy keeps one core busy, tests both.
-test-most: $(VENV)/dev.stamp ## the two above in one, without lint; continuous integration: make -j2 lint test-most
-	$(PYTEST) -m "not slow"
+test-integration: TESTS := integration and not slow
+test-integration: pytest ## tests of whole commands, clusters and training runs; continuous integration runs them too
 
 test-all: $(VENV)/dev.stamp ## every test, the slow ones too
 	$(PYTEST)
