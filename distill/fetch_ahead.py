@@ -114,10 +114,11 @@ class FetchAhead:
             self._begin(epoch, number, shards)
 
     def read(self, shards: NDArray[np.int64]) -> None:
-        """Fetch the features of some shards together. Raises as a call does, and is closed then."""
+        """Fetch the features of some shards' own rows together. Raises as a call does, and is closed then."""
+        every = [(array, shard) for part in self._arrays.values() for array in part for shard in shards.tolist()]
         with ExitStack() as undo:
             undo.callback(self.close)
-            for job in [self._pool.submit(job) for job in self._features(shards)]:
+            for job in [self._pool.submit(array.fetch, shard) for array, shard in every if array.checksums[shard]]:
                 job.result()
             undo.pop_all()
 

@@ -404,14 +404,22 @@ def test_a_dry_run_fetches_into_the_cache_that_is_named(
 
 
 def test_nothing_is_fetched_any_more_where_reading_ahead_failed() -> None:
-    def fail() -> None:
-        raise UnreachableError("gone")
+    asked: list[int] = []
+
+    def fetch(shard: int) -> None:
+        asked.append(shard)
+        if shard == 1:
+            raise UnreachableError("gone")
+        time.sleep(0.2)
 
     ahead: Any = object.__new__(FetchAhead)
     ahead._pool = ThreadPoolExecutor(2)
-    ahead._features = lambda _: [fail, lambda: time.sleep(0.2)]
+    ahead._arrays = {"image": [SimpleNamespace(fetch=fetch, checksums="abc")], "text": []}
+    ahead._beside = {"image": {0: [2]}, "text": {}}  # what policies look at is no view
+    ahead.read(np.array([0]))
+    assert asked == [0]
     with pytest.raises(UnreachableError, match="gone"):
-        ahead.read(np.array([0]))
+        ahead.read(np.array([1, 0]))
     assert not any(thread.is_alive() for thread in ahead._pool._threads)
 
 
