@@ -3,14 +3,16 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import groupby
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pyarrow.fs import LocalFileSystem
 
 from mmkd.base.errors import CorruptStoreError
@@ -209,6 +211,20 @@ def with_labels(table: pa.Table, schema: pa.Schema) -> pa.Table:
 def in_rows(rows: range) -> pads.Expression:
     """Filter for a range of grid rows; whole parts outside it are not read."""
     return (pads.field("row") >= rows.start) & (pads.field("row") < rows.stop)
+
+
+def value_codes(columns: Iterable[pa.ChunkedArray]) -> tuple[list[Any], NDArray[np.int32]]:
+    """Return the different values of a column that comes in pieces, in order of appearance, and the place of each row's
+    among them, int32 (N,); their number for null."""
+    places: dict[Any, int] = {}
+    codes = [np.empty(0, dtype=np.int32)]
+    for column in columns:
+        encoded = column.combine_chunks().dictionary_encode()
+        own = [places.setdefault(value, len(places)) for value in encoded.dictionary.to_pylist()]
+        codes.append(np.array([*own, -1], dtype=np.int32)[encoded.indices.fill_null(len(own)).to_numpy()])
+    found = np.concatenate(codes)
+    found[found < 0] = len(places)
+    return list(places), found
 
 
 def _absent_rows(rows: range, schema: pa.Schema) -> pa.Table:

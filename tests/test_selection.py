@@ -27,6 +27,12 @@ HOLES = {"near": [3, 7, 200], "far": [7, 8]}
 RELEASE = Path(__file__).resolve().parents[2] / "shared" / "data" / "mmkd_release"
 
 
+@pytest.fixture(autouse=True)
+def few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmkd.store.selection.scores.SPAN_ROWS", 100)
+    monkeypatch.setattr("mmkd.store.reader._ROWS_AT_ONCE", 256)
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
     """360 image rows and 6 prompts, three encoders of known noise, with holes."""

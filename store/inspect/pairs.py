@@ -16,6 +16,7 @@ from mmkd.store.array import FeatureArray
 from mmkd.store.inspect.sampling import Distribution, distribution, truly_sound, unit
 from mmkd.store.layout import PAIR_SOUND, TOWERS
 from mmkd.store.reader import FeatureStore
+from mmkd.store.samples import value_codes
 
 POOL_ROWS = 1000
 RANKS = {f"{way}@{k}": k for way in ("i2t", "t2i") for k in (1, 10)}
@@ -41,14 +42,8 @@ class Modalities:
 def modalities(columns: Iterable[pa.ChunkedArray]) -> Modalities:
     """Group rows by their entry in the column `modality` (strings; null or blank where none is stated), which comes in
     pieces."""
-    numbers: dict[str, int] = {}
-    codes = [np.empty(0, dtype=np.int32)]
-    for column in columns:
-        blank = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True)
-        encoded = pc.if_else(blank, NOT_STATED, column).combine_chunks().dictionary_encode()
-        own = [numbers.setdefault(name, len(numbers)) for name in encoded.dictionary.to_pylist()]
-        codes.append(np.array(own, dtype=np.int32)[encoded.indices.to_numpy(zero_copy_only=False)])
-    every, indices = list(numbers), np.concatenate(codes)
+    blanks = ((pc.fill_null(pc.equal(pc.utf8_trim_whitespace(one), ""), True), one) for one in columns)
+    every, indices = value_codes(pc.if_else(blank, NOT_STATED, column) for blank, column in blanks)
     counts = np.bincount(indices, minlength=len(every))
     order = sorted(range(len(every)), key=lambda i: (-counts[i], every[i]))
     kept = [i for i in order if every[i] != OTHERS][:MOST]

@@ -16,7 +16,17 @@ from mmkd.store.layout import PAIR_SOUND
 from mmkd.store.reader import FeatureStore
 from mmkd.store.record import Store
 from mmkd.store.selection.rule import PairScore, SelectionRule
-from mmkd.store.selection.scores import BLOCK_ROWS, SCORERS, Block, Bools, Columns, Floats, check_teachers, column_codes
+from mmkd.store.selection.scores import (
+    BLOCK_ROWS,
+    SCORERS,
+    Block,
+    Bools,
+    Columns,
+    Floats,
+    check_teachers,
+    column_codes,
+    row_spans,
+)
 from mmkd.store.selection.verdict import Judge, Line, scores_of
 from mmkd.store.selections import SelectionCard, check_name, digest_of, write_selection
 
@@ -162,12 +172,15 @@ def count(columns: Columns, kept: Bools, by: str) -> SelectionCounts:
     available, slugs = columns.available, columns.slugs
     values, group = column_codes(columns.store, by)
     names = [*map(str, values), NOT_STATED]
-    sums = (np.bincount(group, weights=pairs.sum(axis=1), minlength=len(names)) for pairs in (available, kept))
-    totals = [pairs.astype(int).tolist() for pairs in sums]
-    as_counts = kept.astype(np.float64)  # exact below 2**53, and a matrix product of floats is fast
-    both = (as_counts.T @ as_counts).astype(int)
-    live = available.any(axis=1)
-    histogram = np.bincount(kept[live].sum(axis=1), minlength=len(slugs) + 1)
+    totals, both = np.zeros((2, len(names)), dtype=np.int64), np.zeros((len(slugs),) * 2, dtype=np.int64)
+    histogram = np.zeros(len(slugs) + 1, dtype=np.int64)
+    for rows in row_spans(len(kept)):
+        for number, pairs in enumerate((available[rows], kept[rows])):
+            weights = pairs.sum(axis=1)
+            totals[number] += np.bincount(group[rows], weights=weights, minlength=len(names)).astype(np.int64)
+        as_counts = kept[rows].astype(np.float64)  # exact, and a matrix product of floats is fast
+        both += (as_counts.T @ as_counts).astype(np.int64)
+        histogram += np.bincount(kept[rows][available[rows].any(axis=1)].sum(axis=1), minlength=len(slugs) + 1)
     return SelectionCounts(
         pairs=Share(available=int(available.sum()), kept=int(kept.sum())),
         teachers={
@@ -177,7 +190,9 @@ def count(columns: Columns, kept: Bools, by: str) -> SelectionCounts:
         by=by,
         groups={
             name: Share(available=there, kept=stay)
-            for name, there, stay in sorted(zip(names, *totals, strict=True), key=lambda entry: (-entry[1], entry[0]))
+            for name, there, stay in sorted(
+                zip(names, *totals.tolist(), strict=True), key=lambda entry: (-entry[1], entry[0])
+            )
             if there
         },
         overlaps={a: dict(zip(slugs, row.tolist(), strict=True)) for a, row in zip(slugs, both, strict=True)},
@@ -188,12 +203,18 @@ def count(columns: Columns, kept: Bools, by: str) -> SelectionCounts:
 
 def examples(store: FeatureStore, slugs: tuple[str, ...], line: Line, each: int) -> list[Example]:
     """Return the pairs nearest to a threshold, best first: `each` on either side."""
-    with np.errstate(invalid="ignore"):  # a rank may be infinite
-        distance = (line.score - line.threshold) * (1.0 if line.higher else -1.0)
-    flat: Floats = distance.reshape(-1).astype(np.float32)
-    passed, failed = np.flatnonzero(flat >= 0), np.flatnonzero(flat < 0)
-    above = passed[_smallest(flat[passed], each)][::-1]
-    below = failed[_smallest(-flat[failed], each)]
+    sides: tuple[list[tuple[Floats, NDArray[np.int64]]], ...] = ([], [])
+    for span in row_spans(len(line.score)):
+        with np.errstate(invalid="ignore"):  # a rank may be infinite
+            distance = (line.score[span] - line.threshold) * (1.0 if line.higher else -1.0)
+        flat: Floats = distance.reshape(-1).astype(np.float32)
+        for side, here in zip(sides, (flat >= 0, flat < 0), strict=True):
+            places = np.flatnonzero(here)
+            nearest = places[_smallest(np.abs(flat[places]), each)]
+            side.append((np.abs(flat[nearest]), nearest + span.start * len(slugs)))
+    merged = [[np.concatenate(parts) for parts in zip(*side, strict=True)] for side in sides]
+    passed, below = (places[_smallest(away, each)] for away, places in merged)
+    above = passed[::-1]
     rows, teachers = np.divmod(np.concatenate([above, below]), len(slugs))
     table = store.samples.take(rows, columns=["key", "caption"]).to_pylist() if len(rows) else []
     return [

@@ -22,7 +22,7 @@ from mmkd.store.selection.rule import (
     Rule,
     TeachersRule,
 )
-from mmkd.store.selection.scores import Bools, Columns, Floats, column_codes
+from mmkd.store.selection.scores import Bools, Columns, Floats, column_codes, row_spans
 
 _MARGIN = 0.8
 """Similarity (difflib's ratio) above which an unknown teacher name counts as a typo."""
@@ -41,7 +41,10 @@ class Line:
 
     def passed(self) -> Bools:
         """Return bool (N, T); false where there is no score."""
-        return self.score >= self.threshold if self.higher else self.score <= self.threshold
+        passed, compare = np.empty(self.score.shape, dtype=bool), np.greater_equal if self.higher else np.less_equal
+        for rows in row_spans(len(passed)):
+            compare(self.score[rows], self.threshold, out=passed[rows])
+        return passed
 
 
 def scores_of(rule: Rule) -> Iterator[PairScore]:
