@@ -88,6 +88,19 @@ def freeze_loaded_objects() -> None:
 
 
 @contextmanager
+def loaded_objects_frozen() -> Iterator[None]:
+    """`freeze_loaded_objects` for a while, unless the caller has frozen what is loaded: a notebook may train often."""
+    if gc.get_freeze_count():
+        yield
+        return
+    freeze_loaded_objects()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@contextmanager
 def repeated(work: Callable[[], object], seconds: float, name: str) -> Iterator[None]:
     """Call `work` every `seconds` while the block runs; the last call has returned when the block exits. The first call
     comes after the first wait; an exception ends the repetition, not the block. `seconds` run from the end of a call to

@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing
 from itertools import product, repeat
 from pathlib import Path
@@ -212,8 +212,8 @@ def processes_row(folder: Path, images: int) -> Row:
     return Row(what=what, against="one thread, for each", value=rates[1], reference=rates[0] * cores, unit="images/s")
 
 
-def peak_of_losses(root: Path, told: Any) -> None:
-    """MB that the losses of a large batch and their gradients take besides their inputs, in a process of its own."""
+def peak_of_losses(root: Path) -> tuple[float, float]:
+    """MB and seconds that the losses of a large batch and their gradients take besides their inputs."""
     run = prepared(root, "large", torch.device("cpu"), batch_size=LARGE, data={"workers": 0})
     batch = next(run.batches._assemble(0, repeat(torch.zeros(LARGE, 0))))  # its images are not looked at
     objective, dim = run.update.model.objective, STUDENT["embed_dim"]
@@ -224,7 +224,7 @@ def peak_of_losses(root: Path, told: Any) -> None:
     scale = torch.tensor(2.0, requires_grad=True)
     terms = objective(StudentFeatures(image, text, scale), batch, World(torch.device("cpu")))
     torch.autograd.backward(objective.total(terms))
-    told.put((resident("VmHWM") - before, time.perf_counter() - started))
+    return resident("VmHWM") - before, time.perf_counter() - started
 
 
 def resident(name: str) -> float:
@@ -236,12 +236,8 @@ def losses_row(root: Path) -> Row:
     """Memory of the losses of a large batch; all logits of one teacher and direction take LARGE ** 2 * 4 bytes. The
     teachers are narrow: their width costs time, and next to no memory."""
     make_training_store(root, LARGE, 9, MEMORY_DIM)
-    context = multiprocessing.get_context("spawn")
-    told = context.Queue()
-    child = context.Process(target=peak_of_losses, args=(root, told))
-    child.start()
-    peak, seconds = told.get(timeout=600)
-    child.join()
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        peak, seconds = pool.submit(peak_of_losses, root).result()
     whole = 9 * 2 * LARGE**2 * 4 / 2**20
     return Row(
         what=f"memory of the losses for 9 teachers of {MEMORY_DIM} and their gradients, batch {LARGE:,}", value=peak,
@@ -298,6 +294,7 @@ def measure(full: bool) -> list[Row]:
                 rows += busy_rows(table, side, number, images, threads)
         rows.append(processes_row(folder / "500", 256))
         rows += host_rows(folder)
+        shards_of(4096)  # the rows so far were of odd sizes, which another process would not take
         root = folder / "training" / "store"
         make_training_store(root, 16_384, 9, DIM)
         rows += training_rows(root)

@@ -12,7 +12,7 @@ import torch
 from mmkd.base.errors import UserError
 from mmkd.base.files import write_atomically
 from mmkd.base.lock import only_writer
-from mmkd.base.process import freeze_loaded_objects, keep_freed_memory
+from mmkd.base.process import keep_freed_memory, loaded_objects_frozen
 from mmkd.distill.batches import Batch
 from mmkd.distill.checkpoint import Progress
 from mmkd.distill.config import RunConfig
@@ -80,8 +80,7 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> TrainReport:
         if world.first:
             for line in (run.headline, *run.notes()):
                 say(line)
-        with open_boards(run) as log:
-            freeze_loaded_objects()
+        with open_boards(run) as log, loaded_objects_frozen():
             return _loop(run, log, signals)
 
 

@@ -14,7 +14,7 @@ from tiny_teachers import TINY, write_tiny_teacher
 
 from mmkd.base.arithmetic import PEAK, arithmetic_text, peak_tflops
 from mmkd.base.notes import read_note, write_note
-from mmkd.base.process import usable_cores
+from mmkd.base.process import loaded_objects_frozen, usable_cores
 from mmkd.distill.config import StudentConfig
 from mmkd.distill.student import Towers, build_student
 from mmkd.distill.train_step import count_arithmetic
@@ -196,8 +196,15 @@ def test_what_a_worker_has_loaded_is_left_out_of_garbage_collection() -> None:
     try:
         assert gc.get_freeze_count() > 1000
         assert not any(found is loaded[0] for found in gc.get_objects())
-    finally:
+        frozen = gc.get_freeze_count()
+        with loaded_objects_frozen():
+            assert gc.get_freeze_count() == frozen
         gc.unfreeze()
+        with loaded_objects_frozen():
+            assert gc.get_freeze_count() > 1000
+        assert gc.get_freeze_count() == 0
+    finally:
+        gc.freeze()  # as conftest.py has it
 
 
 def test_workers_that_share_their_cores() -> None:
