@@ -190,6 +190,9 @@ def ask_for_rows(address: int, row_bytes: int, rows: NDArray[np.int64], look: bo
     ranges = np.stack([start, first + np.uint64(row_bytes) - start], axis=1)
     if look and all(_is_resident(libc, *one) for one in ranges[:_LOOKED_AT].tolist()):
         return 0
+    low, high = ranges[:, 0].min(), ranges.sum(axis=1).max()
+    if len(rows) * mmap.PAGESIZE >= int(high - low) // 2:  # most pages are wanted: the disk reads them in order
+        ranges = np.array([[low, high - low]])
     try:
         process = os.pidfd_open(os.getpid())
     except OSError:  # containers may refuse it

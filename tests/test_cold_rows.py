@@ -56,6 +56,16 @@ def test_rows_that_are_asked_for_come_into_memory_and_others_do_not(tmp_path: Pa
         pytest.skip("this system takes no advice")
     assert resident(values, wanted) == 1
     assert resident(values, np.setdiff1d(everything, wanted)) < 0.01
+    # Most of a part: all pages between its first and its last row are read in order.
+    part = 8192 + np.random.default_rng(2).permutation(4096)[:2500]
+    forget(tmp_path / "f")
+    ask_for_rows(values.__array_interface__["data"][0], values.strides[0], part)
+    between, ended = np.arange(part.min(), part.max() + 1), time.monotonic() + 20
+    while resident(values, between) < 1 and time.monotonic() < ended:
+        time.sleep(0.05)
+    assert resident(values, between) == 1
+    assert resident(values, np.arange(4096)) < 0.01
+    wanted = part
     # What is there is not asked for.
     assert ask_for_rows(values.__array_interface__["data"][0], values.strides[0], wanted) == 0
 

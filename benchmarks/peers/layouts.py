@@ -124,7 +124,7 @@ class Mmkd(Layout):
     def batch(self, rows: Rows, columns: Sequence[str]) -> list[Any]:
         """As training gathers."""
         for column in columns:
-            ask_for(self.arrays[column], torch.from_numpy(rows))
+            ask_for(self.arrays[column], torch.from_numpy(rows), look=True)
         return [self.arrays[name].index_select(0, torch.from_numpy(rows)) for name in columns]
 
     scan = Memory.scan  # type: ignore[assignment]
