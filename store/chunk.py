@@ -30,6 +30,8 @@ _MADV_RANDOM, _MADV_WILLNEED = 1, 3
 _PROCESS_MADVISE = 440
 """System call, the same number on all architectures since Linux 5.10."""
 _RANGES_AT_ONCE = 1024
+_ADVISED = 1 << 17
+"""Linux reads no more of one piece of advice than its read-ahead: 128 KiB, if nobody has changed it."""
 _LOOKED_AT = 32
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
@@ -174,7 +176,9 @@ def read_ahead(values: NDArray[Any]) -> NDArray[Any]:
         start = values.__array_interface__["data"][0]
         first = start - start % mmap.PAGESIZE
         # Advice only: errors for memory that is not a file map do not matter.
-        _libc().madvise(first, start + values.nbytes - first, _MADV_WILLNEED)
+        libc, end = _libc(), start + values.nbytes
+        for part in range(first, end, _ADVISED):
+            libc.madvise(part, min(_ADVISED, end - part), _MADV_WILLNEED)
     return values
 
 
@@ -192,7 +196,8 @@ def ask_for_rows(address: int, row_bytes: int, rows: NDArray[np.int64], look: bo
         return 0
     low, high = ranges[:, 0].min(), ranges.sum(axis=1).max()
     if len(rows) * mmap.PAGESIZE >= int(high - low) // 2:  # most pages are wanted: the disk reads them in order
-        ranges = np.array([[low, high - low]])
+        starts = np.arange(low, high, _ADVISED, dtype=np.uint64)
+        ranges = np.stack([starts, np.minimum(high - starts, np.uint64(_ADVISED))], axis=1)
     try:
         process = os.pidfd_open(os.getpid())
     except OSError:  # containers may refuse it
