@@ -20,7 +20,7 @@ $(VENV)/%.stamp: pyproject.toml setup.cfg
 	mkdir -p build/types && ln -sfn ../.. build/types/mmkd
 	touch $@
 
-demo: $(VENV)/demo.stamp ## the whole path on real images: teachers, store, student, scores (CPU, six to ten minutes)
+demo: $(VENV)/demo.stamp ## the whole path on real images: teachers, store, student, scores (CPU, four to ten minutes)
 	$(BIN)/mmkd demo mmkd-demo
 
 # mypy keeps one core busy beside the tests. CI takes TESTS="not slow": one process then imports the tests once.
