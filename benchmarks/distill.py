@@ -254,7 +254,7 @@ def remote_row(folder: Path) -> Row:
     with slow_bucket(root.parent, REQUEST_SECONDS) as bucket:
         data = {"order": "windows", "window": 8, "cache": folder / "cache", "workers": 1}
         run = prepared(root, "remote", torch.device("cpu"), f"{bucket}/store", batch_size=batch, data=data)
-        with closing(run.batches.from_step(0)) as batches:
+        with closing(run.batches), closing(run.batches.from_step(0)) as batches:
             next(batches)
             waited, began = 0.0, time.perf_counter()
             for _ in range(192):

@@ -3,7 +3,7 @@ of this rank, L tokens."""
 
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -157,11 +157,7 @@ class Batches:
         wanted = ((epoch, rows[pairs.groups[pairs.numbers(rows), 1] >= 0]) for epoch, rows in parts)
         # Here, not in the thread below: a process forked from an executor's thread joins that thread, itself, when it
         # ends, fails at it, and its exit status stops the run.
-        with ExitStack() as undo:
-            undo.callback(self.close)
-            pixels = self.pictures(wanted, self.plan.seed, self.workers)
-            undo.pop_all()
-        made = self._assemble(first, pixels)
+        made = self._assemble(first, self.pictures(wanted, self.plan.seed, self.workers))
         # Without workers, crops are drawn from this process' own generator: in a thread they would race with dropout.
         return one_ahead(made, world.device) if self.workers else made
 
@@ -172,16 +168,12 @@ class Batches:
                 self.ahead(step[1], range(step[2], step[2] + len(step[3])))
             yield step
 
-    def _assemble(self, first: int, pixels: Iterator[torch.Tensor]) -> Generator[Batch, None, None]:
-        with closing(self):
-            yield from self._batches(first, pixels)
-
     def close(self) -> None:
-        """Fetch nothing more of a store behind a URL."""
+        """Fetch nothing more of a store behind a URL. For whoever made the run: `from_step` may be called again."""
         if self.ahead is not None:
             self.ahead.close()
 
-    def _batches(self, first: int, pixels: Iterator[torch.Tensor]) -> Iterator[Batch]:
+    def _assemble(self, first: int, pixels: Iterator[torch.Tensor]) -> Generator[Batch, None, None]:
         world, pairs = self.world, self.pairs
         for images, (step, epoch, start, all_rows) in zip(pixels, self.plan.steps(first), strict=True):
             rows = share(all_rows, world.rank, world.size)

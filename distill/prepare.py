@@ -6,9 +6,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,13 +18,12 @@ from mmkd.distill.batches import Batches, BatchPlan, Schedule
 from mmkd.distill.captions import Tokenize
 from mmkd.distill.checkpoint import Progress, State
 from mmkd.distill.config import RunConfig
-from mmkd.distill.fetch_ahead import FetchAhead, open_store
+from mmkd.distill.fetch_ahead import open_store
 from mmkd.distill.further_captions import OWN, TrainingCaptions, find_captions
-from mmkd.distill.images import RowImages, StoredImages, row_images, train_pictures
+from mmkd.distill.images import row_images, train_pictures
 from mmkd.distill.monitor import Monitor, find_held_out, read_held_out
 from mmkd.distill.objective import check_unpaired, make_objective
 from mmkd.distill.optimizer import WeightAverage, lock_layers, make_optimizer, warmup_steps
-from mmkd.distill.order import Windows
 from mmkd.distill.pairs import Pairs, PairSource, open_pairs
 from mmkd.distill.policies import drawn_teacher
 from mmkd.distill.provenance import RunRecord, make_record
@@ -36,13 +33,9 @@ from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.distill.terms import ONE_TOWER_TERMS
 from mmkd.distill.train_step import Arithmetic, Model, Updater, count_arithmetic
 from mmkd.distill.views import TrainingViews, find_views
+from mmkd.distill.windows import find_windows, judged_rows
 from mmkd.distill.world import World
 from mmkd.store import FeatureStore
-from mmkd.store.layout import TOWERS, Tower
-
-_FEW = 64
-"""Features of a teacher that are too few to judge it by: the mean of its scores is wrong by an eighth of their
-deviation."""
 
 
 def prepare(config: RunConfig, world: World, scratch: Path | None = None) -> Run:
@@ -70,7 +63,7 @@ def prepare(config: RunConfig, world: World, scratch: Path | None = None) -> Run
     workers = config.data.workers if config.data.workers is not None else default_workers()
     side = max(image_size(towers.student))
     pictures = row_images(store, pairs.places, "corpus" if views is not None else config.data.images, side)
-    windows, ahead = _find_windows(config, store, pairs, slugs, pictures, workers, views, choices)
+    windows, ahead = find_windows(config, store, pairs, slugs, pictures, workers, views, choices)
     batches = Batches(
         plan=BatchPlan(pairs.rows, schedule, config.seed, windows),
         pairs=pairs,
@@ -84,7 +77,9 @@ def prepare(config: RunConfig, world: World, scratch: Path | None = None) -> Run
         choices=choices,
     )
     width = int(model_config(config.student.model)["embed_dim"])
-    objective = make_objective(config, width, teachers, *_judged(config, pairs, windows, teachers, ahead), world.device)
+    objective = make_objective(
+        config, width, teachers, *judged_rows(config, pairs, windows, teachers, ahead), world.device
+    )
     model = Model(towers, objective.to(world.device))
     average = WeightAverage(towers, config.optimizer.average) if config.optimizer.average else None
     update = _make_updater(config, model, world)
@@ -195,59 +190,6 @@ def _pair_source(
     return PairSource(
         store, config.where, slugs, selection, tokenizer, text, record.source.selection, config.data.unpaired
     )
-
-
-def _find_windows(
-    config: RunConfig,
-    store: FeatureStore,
-    pairs: Pairs,
-    slugs: tuple[str, ...],
-    images: RowImages,
-    workers: int,
-    views: TrainingViews | None,
-    choices: TrainingCaptions | None,
-) -> tuple[Windows | None, FetchAhead | None]:
-    """Return the windows of a run that has them, and what fetches them of a store behind a URL, with the rows of their
-    views and further captions."""
-    if config.data.order != "windows":
-        return None, None
-    windows = Windows(pairs.rows, store.record.rows_per_shard, config.data.window, config.seed)
-    if store.cache is None:
-        return windows, None
-    beside: dict[Tower, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
-    if views is not None:
-        beside["image"] = views.images.repeat(views.recipe.count), views.rows.ravel()
-    if choices is not None:
-        beside["text"] = choices.of_rows(choices.rows)
-    inputs, rows = images.inputs if isinstance(images, StoredImages) else None, (2 * workers + 2) * config.batch_size
-    return windows, FetchAhead(store, windows, slugs, inputs, beside, rows_ahead=rows, epochs=config.epochs)
-
-
-def _judged(
-    config: RunConfig,
-    pairs: Pairs,
-    windows: Windows | None,
-    teachers: TeacherFeatures | None,
-    ahead: FetchAhead | None,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return rows and groups of the pairs from which policies learn what they want to know of all: those of the first
-    window, and of each teacher that has hardly a feature there, those of the window where it has most."""
-    if windows is None or teachers is None or config.policy.kind != "best":
-        return pairs.rows, pairs.groups
-    every = windows.of_epoch(0)
-
-    def count(shards: NDArray[np.int64]) -> NDArray[np.int64]:
-        return teachers.present(pairs.rows[windows.inside(shards)]).sum(axis=0)
-
-    # Policies judge teachers with both towers.
-    few, chosen = (count(every[0]) < _FEW) & [[towers == TOWERS] for towers in teachers.towers], {0}
-    if few.any():
-        chosen |= set(np.stack([count(shards) for shards in every])[:, few].argmax(axis=0).tolist())
-    shards = np.concatenate([every[number] for number in sorted(chosen)])
-    if ahead is not None:
-        ahead.read(shards)
-    some = windows.inside(shards)
-    return pairs.rows[some], pairs.groups[some]
 
 
 def _check_rows(pairs: Pairs, config: RunConfig, store: FeatureStore) -> None:

@@ -18,7 +18,7 @@ from mmkd.base.errors import ConfigError, CorruptStoreError
 from mmkd.base.files import write_atomically
 from mmkd.base.text import number
 from mmkd.evaluate.compare import compare
-from mmkd.evaluate.corruptions import CorruptionReport
+from mmkd.evaluate.corruption_report import CorruptionReport
 from mmkd.evaluate.drawing import BLUE, GRAY, VERMILLION, line_style, rendered, short_names
 from mmkd.evaluate.figures import FIGURES
 from mmkd.evaluate.folder import By, Question, ResultFolder

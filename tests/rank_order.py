@@ -24,7 +24,7 @@ def look(path: Path, first: int, out: Path) -> None:
     """Note rows, positions, columns of the captions, and a digest of each picture and each teacher's row."""
     with join_ranks(1.0) as world:
         run, seen = prepare(load_run(path), world), []
-        with closing(run.batches.from_step(first)) as batches:
+        with closing(run.batches), closing(run.batches.from_step(first)) as batches:
             for batch in batches:
                 pictures = [hashlib.sha256(picture.numpy().tobytes()).hexdigest() for picture in batch.images]
                 teachers = [target.image.float().sum(dim=1).tolist() for target in batch.targets]

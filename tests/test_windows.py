@@ -36,13 +36,15 @@ from tiny_store import make_card, make_index, make_store
 from mmkd.base.errors import ConfigError, StoreError, UnreachableError
 from mmkd.base.places import connection
 from mmkd.base.places.remote import as_root
+from mmkd.distill import trainer
 from mmkd.distill.checkpoint import find_checkpoint, read
-from mmkd.distill.config import PolicyConfig, load_run
+from mmkd.distill.config import PolicyConfig, RunConfig, load_run
 from mmkd.distill.fetch_ahead import FetchAhead, open_store
 from mmkd.distill.order import Windows
 from mmkd.distill.policies import make_policy
 from mmkd.distill.prepare import prepare
 from mmkd.distill.probe import estimate
+from mmkd.distill.run import Run
 from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.distill.world import World
 from mmkd.store import FeatureStore
@@ -225,7 +227,8 @@ def run_of(root: Path, name: str, **changes: Any) -> Path:
 def seen_by(path: Path, first: int = 0, count: int | None = None) -> list[Any]:
     """Rows, pictures and features of a run's steps."""
     seen = []
-    with closing(prepare(load_run(path), CPU).batches.from_step(first)) as batches:
+    run = prepare(load_run(path), CPU)
+    with closing(run.batches), closing(run.batches.from_step(first)) as batches:
         for batch in islice(batches, count):
             parts = [batch.images, batch.tokens, batch.groups, *(p for t in batch.targets for p in (t.image, t.text))]
             seen.append(
@@ -335,7 +338,7 @@ def test_a_server_that_fails_once_is_asked_again_and_one_that_keeps_failing_is_o
 
     path = run_of(wide_scene, f"faulty-{fault}", store=url)
     run = prepare(load_run(path), CPU)
-    with closing(run.batches.from_step(0)) as batches:
+    with closing(run.batches), closing(run.batches.from_step(0)) as batches:
         for _ in range(3):
             next(batches)
     told.fault = once
@@ -423,20 +426,21 @@ def test_nothing_is_fetched_any_more_where_reading_ahead_failed() -> None:
     assert not any(thread.is_alive() for thread in ahead._pool._threads)
 
 
-def test_fetching_ends_where_no_batch_is_taken_and_where_pictures_cannot_be_made(wide_scene: Path) -> None:
+def test_training_that_fails_or_ends_fetches_nothing_more(wide_scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[int] = []
 
     def refuse(*_: object) -> Iterator[torch.Tensor]:
         raise OSError("no more processes")
 
-    ahead: Any = SimpleNamespace(close=lambda: closed.append(1))
-    batches = replace(prepare(load_run(run_of(wide_scene, "closed")), CPU).batches, ahead=ahead)
+    def make(config: RunConfig, world: World) -> Run:
+        run = prepare(config, world)
+        ahead: Any = SimpleNamespace(close=lambda: closed.append(1))
+        return replace(run, batches=replace(run.batches, ahead=ahead, pictures=refuse))
+
+    monkeypatch.setattr(trainer, "prepare", make)
     with pytest.raises(OSError, match="no more processes"):
-        replace(batches, pictures=refuse).from_step(0)
+        trainer.train(load_run(run_of(wide_scene, "closed")), lambda line: None)
     assert closed == [1]
-    with closing(batches), closing(batches.from_step(0)):
-        pass
-    assert closed == [1, 1]
 
 
 @pytest.mark.parametrize("by", ["caption", "corpus"])

@@ -11,7 +11,7 @@ from mmkd.base.text import plain_values
 from mmkd.store.inspect.agreement import Agreement, agreement
 from mmkd.store.inspect.pairs import PairStatistics, modalities, pair_statistics
 from mmkd.store.inspect.sampling import draw_inputs, draw_rows
-from mmkd.store.inspect.table import StatisticTable, count_distinct, label_table
+from mmkd.store.inspect.table import StatisticTable, count_texts, label_table
 from mmkd.store.inspect.towers import TowerStatistics, tower_statistics
 from mmkd.store.layout import TOWERS
 from mmkd.store.reader import FeatureStore
@@ -92,7 +92,7 @@ def store_statistics(
         if progress:
             progress(done + 1, len(slugs))
     inputs = pads.field("image_rows").is_null()
-    images, captions = (count_distinct(store, name, inputs) for name in ("image_sha256", "caption"))
+    images, captions = (count_texts(store, name, inputs) for name in ("image_sha256", "caption"))
     return StoreStatistics(
         root=str(store.root),
         rows=sum(len(span.rows) for span in store.record.input_spans),
@@ -102,9 +102,9 @@ def store_statistics(
         towers=tuple(towers),
         pairs=tuple(pairs),
         agreement=tuple(agreement(store, store.having(slugs, tower), tower, compared) for tower in TOWERS),
-        repeated_images=images[0] - images[1],
-        known_images=images[0],
-        repeated_captions=captions[0] - captions[1],
+        repeated_images=images.there - images.different,
+        known_images=images.there,
+        repeated_captions=captions.there - captions.different,
         left_out=store.record.linked,
         tables={name: found for name, measure in STATISTICS.items() if (found := measure(store, slugs, rows)).rows},
     )

@@ -37,24 +37,35 @@ def _text(cell: Cell) -> str:
     return f"{cell:,}" if isinstance(cell, int) else number(cell)
 
 
-def count_distinct(store: FeatureStore, column: str, where: pads.Expression) -> tuple[int, int]:
-    """Return how many rows have a text in a column, and how many different ones. Texts are held as 64-bit hashes, eight
-    bytes a row: of 10^8 different texts two are taken for one with a chance of 3 in 10,000."""
-    texts = (table[column].drop_null().to_pylist() for table in store.sample_tables([column], where))
-    hashes = np.concatenate([np.fromiter(map(hash, some), np.int64, len(some)) for some in texts])
+@dataclass(frozen=True)
+class TextCounts:
+    """Of the entries of a text column: how many rows, with a text, with a blank one, and how many different texts."""
+
+    rows: int
+    there: int
+    blank: int
+    different: int
+
+
+def count_texts(store: FeatureStore, column: str, where: pads.Expression) -> TextCounts:
+    """Count the texts of a sample column. They are held as 64-bit hashes, eight bytes a row: of 10^8 different ones two
+    are taken for one with a chance of 3 in 10,000."""
+    rows = blank = 0
+    parts = []
+    for table in store.sample_tables([column], where):
+        texts = table[column].drop_null()
+        rows += len(table)
+        blank += int(pc.sum(pc.equal(pc.utf8_trim_whitespace(texts), "")).as_py() or 0)
+        parts.append(np.fromiter(map(hash, texts.to_pylist()), np.int64, len(texts)))
+    hashes = np.concatenate(parts)
     hashes.sort()
-    return len(hashes), int(np.count_nonzero(hashes[1:] != hashes[:-1])) + bool(len(hashes))
+    different = int(np.count_nonzero(hashes[1:] != hashes[:-1])) + bool(len(hashes))
+    return TextCounts(rows, len(hashes), blank, different)
 
 
 def label_table(store: FeatureStore, slugs: tuple[str, ...], rows: Ints) -> StatisticTable:
     """Count values, nulls, empty texts and distinct values of each label column of the whole store."""
     inputs = (pads.field("status") != "absent") & pads.field("image_rows").is_null()
-    found = []
-    for label in store.record.labels:
-        every = empty = 0
-        for table in store.sample_tables([label], inputs):
-            every += len(table)
-            empty += int(pc.sum(pc.equal(pc.utf8_trim_whitespace(table[label]), "")).as_py() or 0)
-        values, distinct = count_distinct(store, label, inputs)
-        found.append((label, values, every - values, empty, distinct))
+    counts = {label: count_texts(store, label, inputs) for label in store.record.labels}
+    found = [(label, one.there, one.rows - one.there, one.blank, one.different) for label, one in counts.items()]
     return StatisticTable("labels of the whole store", ("label", "rows", "null", "empty", "values"), found)
