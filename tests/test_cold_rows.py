@@ -18,7 +18,7 @@ from mmkd.distill import teacher_features
 from mmkd.distill.policies import drawn_teacher
 from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.store import FeatureStore, chunk
-from mmkd.store.chunk import Run, _is_resident, _libc, ask_for_rows, map_runs
+from mmkd.store.chunk import Run, _is_resident, _libc, ask_for_rows, map_runs, read_ahead
 
 
 def forget(path: Path) -> None:
@@ -66,6 +66,12 @@ def test_rows_that_are_asked_for_come_into_memory_and_others_do_not(tmp_path: Pa
     assert resident(values, between) == 1
     assert resident(values, np.arange(4096)) < 0.01
     wanted = part
+    # A slice: more than the kernel reads of one piece of advice.
+    read_ahead(values[:4096].reshape(-1))
+    ended = time.monotonic() + 20
+    while resident(values, np.arange(4096)) < 1 and time.monotonic() < ended:
+        time.sleep(0.05)
+    assert resident(values, np.arange(4096)) == 1
     # What is there is not asked for.
     assert ask_for_rows(values.__array_interface__["data"][0], values.strides[0], wanted) == 0
 

@@ -268,6 +268,18 @@ def test_a_store_behind_a_url_gives_the_batches_of_the_same_on_disk_and_fetches_
 
 
 @pytest.mark.integration
+def test_features_behind_a_url_are_not_made_resident(
+    wide_scene: Path, distant: tuple[str, SlowS3], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TeacherFeatures, "fits", lambda *_: True)
+    for name, store, resident in (("fitting-url", distant[0], False), ("fitting-disk", "features", True)):
+        run = prepare(load_run(run_of(wide_scene, name, store=store)), CPU)
+        run.batches.close()
+        assert run.batches.teachers is not None
+        assert (run.batches.teachers.resident_bytes > 0) == resident
+
+
+@pytest.mark.integration
 def test_views_and_captions_behind_a_url_are_those_of_the_same_store_on_disk(
     rich_scene: Path, tmp_path: Path, distant: tuple[str, SlowS3]
 ) -> None:
