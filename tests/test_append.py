@@ -232,6 +232,31 @@ def test_views_and_captions_that_are_killed_at_any_write_are_finished_by_the_nex
 
 
 @pytest.mark.integration
+def test_views_of_an_extracted_store_that_are_killed_at_any_write_are_finished_by_the_next(
+    scene: Path, tmp_path: Path
+) -> None:
+    watch_renames()
+    views = Views(count=2)
+    shutil.copytree(scene / "before", tmp_path / "whole")
+    append_pictures(Store.open(tmp_path / "whole"), views, lambda line: None)
+    for survived in range(20):
+        root = tmp_path / f"s{survived}"
+        shutil.copytree(scene / "before", root)
+        _countdown[:] = [survived]
+        try:
+            append_pictures(Store.open(root), views, lambda line: None)
+        except _Killed:
+            pass
+        else:
+            break
+        finally:
+            _countdown.clear()
+        append_pictures(Store.open(root), views, lambda line: None)
+        assert tree_digest(root) == tree_digest(tmp_path / "whole")
+    assert survived > 4  # parts, the record, and then the documents of the teacher's arrays
+
+
+@pytest.mark.integration
 def test_an_append_that_is_killed_at_any_write_is_finished_by_the_next(scene: Path, tmp_path: Path) -> None:
     watch_renames()
     corpus = open_corpus(str(scene / "two/pairs.csv"))

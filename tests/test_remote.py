@@ -74,7 +74,16 @@ def test_a_url_gives_the_values_of_the_disk(local: FeatureStore, remote: Feature
     for tower in ("image", "text"):
         there, here = getattr(remote, tower)(slug), np.asarray(getattr(local, tower)(slug))
         assert (there.shape, there.dtype, len(there)) == (here.shape, here.dtype, 600)
-        for rows in (slice(250, 300), 599, -1, rng.integers(0, 600, 40), mask, slice(0), rng.integers(0, 600, (3, 4))):
+        for rows in (
+            slice(250, 300),
+            599,
+            -1,
+            rng.integers(0, 600, 40),
+            rng.integers(-600, 0, 9),
+            mask,
+            slice(0),
+            rng.integers(0, 600, (3, 4)),
+        ):
             assert np.array_equal(there[rows], here[rows], equal_nan=True)
         assert np.array_equal(np.asarray(there), here, equal_nan=True)
         with pytest.raises(IndexError):
